@@ -1,0 +1,30 @@
+"""Errors that a user's images or folders can cause. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class DataError(Exception):
+    """Base of every error of this package."""
+
+
+class DataNotFound(DataError, FileNotFoundError):
+    """A folder, split or file that was asked for does not exist."""
+
+
+class BadImage(DataError, ValueError):
+    """A file that is named like an image and cannot be read as one."""
+
+
+class BadSamples(DataError, ValueError):
+    """Samples that contradict each other: leaks, conflicting labels, unknown names."""
+
+
+def bullet_list(lines: Iterable[str], limit: int = 20) -> str:
+    """The lines indented, one each; what is over the limit becomes a count."""
+    shown = list(lines)
+    rest = len(shown) - limit
+    if rest > 0:
+        shown = [*shown[:limit], f"... and {rest:,} more"]
+    return "\n".join(f"  {line}" for line in shown)

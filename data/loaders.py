@@ -1,0 +1,189 @@
+"""The DataLoaders of both stages: decoded once, rendered per image, handed over as uint8.
+
+Workers are spawned (never forked: no inherited file handles or locks), decide nothing and draw no random number:
+every item says which sample and which views it is. A bad image travels as a value, so that a night's run can list
+all of them at its end. B batch, V views of a sample, S pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.decode import decode, read_bytes
+from data.errors import BadImage
+from data.samples import Sample, content_key
+from data.views import ViewPolicy, draw, render, witness
+
+
+@dataclass(frozen=True)
+class SampleViews:
+    """Some views of one sample, rendered: or the reason why they are not."""
+
+    sample: Sample
+    view: NDArray[np.uint16]
+    """View indices, uint16 [V], ascending."""
+    params: NDArray[np.float32]
+    """Drawn numbers, float32 [V, P]."""
+    pixels: Tensor
+    """uint8 [V, 3, S, S]."""
+    witness: NDArray[np.uint8]
+    """Quadrant means, uint8 [V, 12]."""
+    error: str = ""
+
+
+def read_sample(sample: Sample) -> Tensor:
+    """The decoded image of a sample, uint8 [3, H, W]; BadImage if the file changed since it was hashed."""
+    encoded = read_bytes(sample.path)
+    if content_key(encoded) != sample.key:
+        raise BadImage(f"{sample.path}: the file changed while it was in use")
+    return decode(encoded, sample.path)
+
+
+class TeacherViews(Dataset[SampleViews]):
+    """Stage one: item i = the wanted views of sample i at the teacher's size, its file decoded once."""
+
+    def __init__(
+        self, wanted: Sequence[tuple[Sample, Sequence[int]]], policy: ViewPolicy, seed: int, size_px: int
+    ) -> None:
+        self._wanted, self._policy, self._seed, self._size_px = wanted, policy, seed, size_px
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __getitem__(self, index: int) -> SampleViews:
+        sample, views = self._wanted[index]
+        params = np.stack([draw(self._policy, sample.key, view, self._seed) for view in views])
+        try:
+            image = read_sample(sample)
+        except BadImage as error:
+            nothing = torch.empty(0, 3, self._size_px, self._size_px, dtype=torch.uint8)
+            return SampleViews(
+                sample, np.array(views, np.uint16), params, nothing, np.empty((0, 12), np.uint8), str(error)
+            )
+        pixels = torch.stack([render(image, row, self._size_px, self._policy.geometry) for row in params])
+        witnesses = np.stack([witness(view) for view in pixels])
+        return SampleViews(sample, np.array(views, np.uint16), params, pixels, witnesses)
+
+
+@dataclass(frozen=True)
+class ViewItem:
+    """What stage two asks of the loader: one stored row of one sample."""
+
+    sample: Sample
+    params: NDArray[np.float32]
+    target: int
+    """The caller's own number of this item, handed back with the pixels."""
+
+
+class StudentViews(Dataset[tuple[Tensor, int]]):
+    """Stage two: the sampler gives ViewItems instead of indices; an item is (uint8 [3, S, S], target)."""
+
+    def __init__(self, size_px: int, geometry: str) -> None:
+        self._size_px, self._geometry = size_px, geometry
+
+    def __getitem__(self, item: ViewItem) -> tuple[Tensor, int]:
+        return render(read_sample(item.sample), item.params, self._size_px, self._geometry), item.target
+
+    def __getitems__(self, items: Sequence[ViewItem]) -> tuple[Tensor, Tensor] | BadImage:
+        """A whole batch; a bad image comes back as a value, since an exception would arrive wrapped in a traceback."""
+        try:
+            pixels, targets = zip(*(self[item] for item in items), strict=True)
+        except BadImage as error:
+            return error
+        return torch.stack(pixels), torch.tensor(targets)
+
+
+class _Batches:
+    """A batch sampler whose batches are set by the caller before each pass over the loader."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Sequence[ViewItem]] = ()
+
+    def __iter__(self) -> Iterator[list[ViewItem]]:
+        return (list(batch) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class StudentLoader:
+    """Batches of ViewItems -> (uint8 [B, 3, S, S], int64 targets [B]), workers kept between passes."""
+
+    def __init__(self, size_px: int, geometry: str, workers: int) -> None:
+        self._sampler = _Batches()
+        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+            StudentViews(size_px, geometry),
+            batch_sampler=self._sampler,
+            collate_fn=_as_it_is,
+            **_worker_options(workers),
+        )
+
+    def __call__(self, batches: Sequence[Sequence[ViewItem]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the batches, in order; BadImage where a file cannot be read any more."""
+        self._sampler.batches = batches
+        with _interrupts_ignored():
+            iterator = iter(self._loader)
+        for batch in iterator:
+            if isinstance(batch, BadImage):
+                raise batch
+            yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def teacher_loader(dataset: TeacherViews, workers: int) -> Iterator[SampleViews]:
+    """The items of stage one in order, each as soon as a worker has it."""
+    loader = DataLoader(dataset, batch_size=None, **_worker_options(workers))
+    with _interrupts_ignored():
+        iterator = iter(loader)
+    yield from iterator
+
+
+def default_workers(device: str) -> int:
+    """Loader processes: none beside a CPU model, whose threads fill the cores; else all cores but one, at most 8."""
+    return 0 if device == "cpu" else min(8, max(0, (os.cpu_count() or 1) - 1))
+
+
+def _worker_options(workers: int) -> dict[str, Any]:
+    if workers == 0:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": "spawn",
+        "persistent_workers": True,
+        "prefetch_factor": 2,
+        "worker_init_fn": _start_worker,
+    }
+
+
+def _start_worker(worker_id: int) -> None:
+    # Ctrl-C reaches the whole process group; only the main process may answer it, or every worker prints a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Children started inside ignore SIGINT from their first instruction on (the disposition survives spawn)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
