@@ -1,0 +1,36 @@
+"""The errors of this package: each says what was found, what was expected and the next command.
+
+Never prints and never decides what is an error. The command line shows `str(error)` alone: `softlabel --debug ...`.
+"""
+
+
+class CacheError(Exception):
+    """Anything that a user, a file or a disk did to a cache; catch this one."""
+
+
+class CacheNotFound(CacheError, FileNotFoundError):
+    """There is no file of that name."""
+
+
+class CacheDamaged(CacheError, ValueError):
+    """The file is not a sealed cache, or no longer the one that was sealed."""
+
+
+class ManifestError(CacheError, ValueError):
+    """The manifest breaks a rule of its format."""
+
+
+class CacheMismatch(CacheError, ValueError):
+    """Two things that should agree (recipes, rows, shapes, names) do not."""
+
+
+class CacheBusy(CacheError):
+    """Another process is writing this output."""
+
+
+class CacheDiskFull(CacheError):
+    """The disk, a quota or a file size limit refuses the bytes."""
+
+
+class RowAbsent(CacheError, LookupError):
+    """A row number that the cache does not have, such as the -1 of a missing view."""

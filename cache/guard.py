@@ -1,0 +1,184 @@
+"""Open a cache file without trusting it: layout, then seal, then order; only then does anybody see a row.
+
+Never writes, and never reads data through libhdf5: it parses the names and offsets, the bytes come from the same
+descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info FILE.h5`.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+import numpy as np
+
+from cache.errors import CacheDamaged, CacheError, CacheNotFound, ManifestError
+from cache.layout import Dims, Extent, Spec, check_order, is_big, seal_of
+from cache.manifest import MAX_BYTES, Manifest
+
+MAX_OBJECTS = 10_000
+MAX_GROUP_DEPTH = 3
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A file that passed: its manifest, where everything lies, its seal, and the small tables in memory."""
+
+    manifest: Manifest
+    dims: Dims
+    extents: dict[str, Extent]
+    seal: bytes
+    file_bytes: int
+    small: dict[str, np.ndarray]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file for reading, without locks, or a CacheError that says why not."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
+    except FileNotFoundError as error:
+        raise CacheNotFound(f"no cache at {path}: run `softlabel cache build DATA -o {path}`") from error
+    except OSError as error:
+        raise CacheError(f"cannot open {path}: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def inspect(file: BinaryIO, path: Path) -> Inspected:
+    """Check layout, seal, manifest and order of an open file; every failure is one CacheDamaged naming the path."""
+    try:
+        return _inspect(file)
+    except (CacheDamaged, ManifestError) as error:
+        raise CacheDamaged(
+            f"{path} is not a sound cache: {error}. Pull or copy it again, or rebuild it with "
+            f"`softlabel cache build DATA -o OTHER.h5`"
+        ) from error
+
+
+def map_rows(file: BinaryIO, path: Path, inspected: Inspected) -> dict[str, np.ndarray]:
+    """The big objects as read-only arrays over one shared memory map; slices of them are views of the file.
+
+    The file may have been opened anew since it was inspected: length and seal say whether it is the same one.
+    """
+    extents = inspected.extents
+    is_same = os.fstat(file.fileno()).st_size == inspected.file_bytes
+    if not is_same or read_object(file, extents["seal"]).tobytes() != inspected.seal:
+        raise CacheDamaged(changed_message(path))
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    arrays = {}
+    for name, (spec, offset) in extents.items():
+        if is_big(name):
+            flat = np.frombuffer(whole, spec.dtype, count=spec.n_bytes // spec.dtype.itemsize, offset=offset)
+            arrays[name] = flat.reshape(spec.shape)
+    return arrays
+
+
+def changed_message(path: Path) -> str:
+    """Why a reader gives up on a path that led to another file before."""
+    return f"{path} was replaced by another cache while in use: start the command again"
+
+
+def read_object(file: BinaryIO, extent: Extent) -> np.ndarray:
+    """One object's array, in memory."""
+    raw = b"".join(_chunks(file, extent))
+    return np.frombuffer(raw, extent.spec.dtype).reshape(extent.spec.shape)
+
+
+def _inspect(file: BinaryIO) -> Inspected:
+    extents = _extents(file)
+    specs = {name: extent.spec for name, extent in extents.items()}
+    dims = Dims.of(specs)
+    _check_specs(specs, dims.specs())
+    file_bytes = os.fstat(file.fileno()).st_size
+    _check_bounds(extents, file_bytes)
+    seal = read_object(file, extents["seal"]).tobytes()
+    if seal_of(specs, lambda name: _chunks(file, extents[name])) != seal:
+        raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
+    small = {name: read_object(file, extent) for name, extent in extents.items() if not is_big(name)}
+    manifest = Manifest.from_bytes(small.pop("manifest").tobytes())
+    _check_manifest(manifest, dims)
+    check_order(small["samples/key"], small["samples/first_row"], small["rows/view"], CacheDamaged)
+    return Inspected(manifest, dims, extents, seal, file_bytes, small)
+
+
+def _extents(file: BinaryIO) -> dict[str, Extent]:
+    """Object name -> dtype, shape, offset, through libhdf5 over our own descriptor (so: no file locks either)."""
+    try:
+        file.seek(0)
+        with h5py.File(file, "r") as h5:
+            found: dict[str, Extent] = {}
+            _walk(h5, "", found)
+            return found
+    # h5py answers damaged metadata with any of these, by where it meets it.
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        if isinstance(error, CacheDamaged):
+            raise
+        raise CacheDamaged(f"HDF5 cannot read it ({error})") from error
+
+
+def _walk(group: h5py.Group, prefix: str, found: dict[str, Extent]) -> None:
+    if prefix.count("/") > MAX_GROUP_DEPTH:
+        raise CacheDamaged(f"groups nested deeper than {MAX_GROUP_DEPTH} at {prefix}")
+    for name in group:
+        full_name = prefix + name
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise CacheDamaged(f"{full_name} is a link, expected an object of this file")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            _walk(item, full_name + "/", found)
+        elif isinstance(item, h5py.Dataset) and len(found) < MAX_OBJECTS:
+            found[full_name] = _extent(item, full_name)
+        else:
+            raise CacheDamaged(f"{full_name} is a {type(item).__name__} or beyond {MAX_OBJECTS:,} objects")
+
+
+def _extent(dataset: h5py.Dataset, name: str) -> Extent:
+    plist = dataset.id.get_create_plist()
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
+        raise CacheDamaged(f"{name} is chunked, compact, virtual, external or filtered, expected a contiguous dataset")
+    dtype, shape, offset = dataset.dtype, dataset.shape, dataset.id.get_offset()
+    if dtype.hasobject or shape is None or not shape or not all(shape) or offset is None:
+        raise CacheDamaged(f"{name} is {dtype} {shape} at {offset}, expected fixed-size values in allocated space")
+    return Extent(Spec(dtype, tuple(shape)), int(offset))
+
+
+def _check_specs(found: dict[str, Spec], expected: dict[str, Spec]) -> None:
+    if set(found) != set(expected):
+        missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+        raise CacheDamaged(f"objects missing: {missing or 'none'}; not expected: {extra or 'none'}")
+    for name, spec in found.items():
+        # Compared as text: numpy calls some foreign types equal to ours (enums, booleans over uint8).
+        if spec.dtype.str != expected[name].dtype.str or spec.shape != expected[name].shape:
+            raise CacheDamaged(f"{name} is {spec}, expected {expected[name]}")
+    if found["manifest"].n_bytes > MAX_BYTES:
+        raise CacheDamaged(f"its manifest has {found['manifest'].n_bytes:,} bytes, expected at most {MAX_BYTES:,}")
+
+
+def _check_bounds(extents: dict[str, Extent], file_bytes: int) -> None:
+    for name, (spec, offset) in extents.items():
+        if offset < 0 or offset + spec.n_bytes > file_bytes:
+            raise CacheDamaged(f"{name} ends at byte {offset + spec.n_bytes:,} of a file of {file_bytes:,}")
+
+
+def _check_manifest(manifest: Manifest, dims: Dims) -> None:
+    counts = tuple(len(classes) for classes in manifest.tasks.values())
+    if counts != dims.class_counts:
+        raise CacheDamaged(f"its logits have {dims.class_counts} columns, its manifest names {counts} classes")
+    if len(manifest.view_columns) != dims.n_params:
+        raise CacheDamaged(f"rows/params has {dims.n_params} columns, its manifest names {len(manifest.view_columns)}")
+
+
+def _chunks(file: BinaryIO, extent: Extent) -> Iterator[bytes]:
+    file.seek(extent.offset)
+    left = extent.spec.n_bytes
+    while left:
+        chunk = file.read(min(left, _CHUNK_BYTES))
+        if not chunk:
+            raise CacheDamaged("the file ends early")
+        left -= len(chunk)
+        yield chunk

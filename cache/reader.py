@@ -1,0 +1,282 @@
+"""Read a sealed cache: find samples by key and views, copy out their rows at the speed of a memory map.
+
+Never writes, never holds an HDF5 handle, never checks CRCs (`cache.verify`). Pickles as path + seal, for data loaders.
+Run: `softlabel cache info FILE.h5`.
+
+Legend: N samples, R rows = (sample, view), M asked for, P view columns, C classes.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cache import manifest as ids
+from cache.errors import CacheDamaged, CacheMismatch, RowAbsent
+from cache.guard import Inspected, changed_message, inspect, map_rows, opened
+from cache.layout import KEY_BYTES, Dims, Table, sortable
+from cache.manifest import Manifest
+from cache.verify import refuse_damaged, sweep
+
+Rows = int | slice | range | Sequence[int] | np.ndarray
+
+
+class CacheReader:
+    """One sealed cache file, opened and checked; `len()` is the number of samples.
+
+    Row methods take row numbers (int array, slice, range or int) and return fresh, writable copies. The file is mapped
+    at the first of them in each process, and refused there if it is no longer the one that was opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._seal: bytes | None = None
+        self._seal = self._inspected.seal
+
+    @property
+    def seal(self) -> bytes:
+        """The file's seal, 32 bytes: which file this is."""
+        assert self._seal is not None
+        return self._seal
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cache claims about itself."""
+        return self._inspected.manifest
+
+    @property
+    def dims(self) -> Dims:
+        """Sizes and feature shapes."""
+        return self._inspected.dims
+
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """Task name -> class names, in the order of the logits' columns."""
+        return self.manifest.tasks
+
+    @property
+    def features(self) -> dict[str, tuple[int, ...]]:
+        """Feature name -> shape of one row's value."""
+        return dict(self.dims.features)
+
+    @property
+    def recipe_id(self) -> str:
+        """Which teacher, classes and views, hex."""
+        return self.manifest.recipe_id
+
+    @cached_property
+    def cache_id(self) -> str:
+        """Which question: the recipe and the (key, view) pairs, hex."""
+        return ids.cache_id(self.recipe_id, self.keys, self.first_row, self.view)
+
+    @cached_property
+    def content_id(self) -> str:
+        """Which answer: every bit of every row, hex; reads the whole file."""
+        small = self._inspected.small
+        tables = {name: small[name] for name in ("samples/key", "samples/first_row", "rows/view")}
+        return ids.content_id(tables | self._arrays)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """uint8 (N,16), sorted, read-only."""
+        return self._inspected.small["samples/key"]
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """Relative paths for people, N of them, or None."""
+        stored = self._inspected.small.get("samples/name")
+        return None if stored is None else [name.decode("utf-8", "surrogateescape") for name in stored.tolist()]
+
+    @property
+    def first_row(self) -> np.ndarray:
+        """uint64 (N+1,): the rows of sample i are `first_row[i] .. first_row[i+1]`; read-only."""
+        return self._inspected.small["samples/first_row"]
+
+    @property
+    def view(self) -> np.ndarray:
+        """uint16 (R,): the view index of each row; read-only."""
+        return self._inspected.small["rows/view"]
+
+    @cached_property
+    def sample_of_row(self) -> np.ndarray:
+        """int64 (R,): the sample index of each row."""
+        first = self.first_row.astype(np.int64)
+        return np.repeat(np.arange(self.n_samples, dtype=np.int64), first[1:] - first[:-1])
+
+    @property
+    def n_samples(self) -> int:
+        """N."""
+        return self.dims.n_samples
+
+    @property
+    def n_rows(self) -> int:
+        """R."""
+        return self.dims.n_rows
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def find(self, keys: np.ndarray | Iterable[bytes]) -> np.ndarray:
+        """Keys uint8 (M,16), or 16 bytes each -> sample indices int64 (M,), -1 where the cache has no such key."""
+        wanted = _as_keys(keys)
+        at = np.searchsorted(self._sortable_keys, sortable(wanted)).astype(np.int64)
+        at[at == self.n_samples] = 0
+        at[(self.keys[at] != wanted).any(axis=1)] = -1
+        return at
+
+    def row(self, sample_indices: Any, views: Any) -> np.ndarray:
+        """Sample indices and view indices, broadcast -> row numbers int64, -1 where that sample lacks that view.
+
+        A sample index of -1 (not found) gives -1.
+        """
+        samples, wanted = np.broadcast_arrays(np.asarray(sample_indices, np.int64), np.asarray(views, np.int64))
+        codes = (samples << 16) | (wanted & 0xFFFF)
+        at = np.minimum(np.searchsorted(self._row_codes, codes), self.n_rows - 1).astype(np.int64)
+        absent = (self._row_codes[at] != codes) | (wanted < 0) | (wanted > 0xFFFF)
+        return np.where(absent, np.int64(-1), at)
+
+    def rows_of(self, sample_index: int) -> slice:
+        """The rows of one sample."""
+        if not 0 <= sample_index < self.n_samples:
+            raise RowAbsent(f"sample {sample_index} of {self.n_samples:,} in {self.path}")
+        return slice(int(self.first_row[sample_index]), int(self.first_row[sample_index + 1]))
+
+    def views_of(self, sample_index: int) -> np.ndarray:
+        """The view indices of one sample, uint16, ascending."""
+        return self.view[self.rows_of(sample_index)].copy()
+
+    def params(self, rows: Rows) -> np.ndarray:
+        """The drawn numbers, float32 (M,P); the columns are `manifest.view_columns`."""
+        if not self.dims.n_params:
+            return np.empty((*self.view[self._rows(rows)].shape, 0), np.float32)
+        return self.read_object("rows/params", rows)
+
+    def witness(self, rows: Rows) -> np.ndarray:
+        """Quadrant means per channel of the view as the teacher saw it, uint8 (M,12)."""
+        return self.read_object("rows/witness", rows)
+
+    def logits(self, rows: Rows, task: str = "class") -> np.ndarray:
+        """Raw logits, float32 (M,C), or float16 above 256 classes; the columns are `tasks[task]`."""
+        names = list(self.tasks)
+        if task not in names:
+            raise CacheMismatch(f"{self.path} has no task {task!r}{_nearest(task, names)}")
+        return self.read_object(f"logits/{names.index(task)}", rows)
+
+    def feature(self, rows: Rows, name: str = "embedding") -> np.ndarray:
+        """A feature of each row, float16 (M, ...)."""
+        if name not in self.dims.features:
+            raise CacheMismatch(f"{self.path} has no feature {name!r}{_nearest(name, list(self.dims.features))}")
+        return self.read_object(f"features/{name}", rows)
+
+    def read_object(self, name: str, rows: Rows) -> np.ndarray:
+        """Rows of a big object by its name in the file: `rows/params`, `logits/0`, `features/embedding`."""
+        array, wanted = self._arrays[name], self._rows(rows)
+        return array[wanted].copy() if isinstance(wanted, slice) else np.take(array, wanted, axis=0)
+
+    def pairs(self) -> set[tuple[bytes, int]]:
+        """Every (key, view) in the file."""
+        raw, owners = self.keys.tobytes(), self.sample_of_row.tolist()
+        keys = [raw[at : at + KEY_BYTES] for at in range(0, len(raw), KEY_BYTES)]
+        return {(keys[owner], view) for owner, view in zip(owners, self.view.tolist(), strict=True)}
+
+    def table(self) -> Table:
+        """The whole cache in memory."""
+        every = slice(0, self.n_rows)
+        return Table(
+            key=self.keys.copy(),
+            first_row=self.first_row.copy(),
+            view=self.view.copy(),
+            params=self.params(every),
+            witness=self.witness(every),
+            logits={task: self.logits(every, task) for task in self.tasks},
+            features={name: self.feature(every, name) for name in self.dims.features},
+            names=None if self.names is None else list(self.names),
+        )
+
+    def verify(self) -> None:
+        """Sweep the CRCs of the file as it is mapped; CacheDamaged names the damaged blocks."""
+        refuse_damaged(self.path, sweep(self._inspected, self._arrays))
+
+    def close(self) -> None:
+        """Let go of the memory map; a later row method maps again."""
+        self.__dict__.pop("_arrays", None)
+
+    def __enter__(self) -> "CacheReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(f"{task}: {len(classes)} classes" for task, classes in self.tasks.items())
+        return f"CacheReader({str(self.path)!r}, {self.n_samples:,} samples, {self.n_rows:,} rows, {tasks})"
+
+    def __getstate__(self) -> tuple[str, bytes]:
+        return str(self.path), self.seal
+
+    def __setstate__(self, state: tuple[str, bytes]) -> None:
+        # Only stored: an exception here would reach the user of a data loader as "worker exited unexpectedly".
+        self.path, self._seal = Path(state[0]), state[1]
+
+    @cached_property
+    def _inspected(self) -> Inspected:
+        with opened(self.path) as file:
+            inspected = inspect(file, self.path)
+        if self._seal is not None and inspected.seal != self._seal:
+            raise CacheDamaged(changed_message(self.path))
+        return inspected
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        inspected = self._inspected
+        with opened(self.path) as file:
+            return map_rows(file, self.path, inspected)
+
+    @cached_property
+    def _sortable_keys(self) -> np.ndarray:
+        return sortable(self.keys)
+
+    @cached_property
+    def _row_codes(self) -> np.ndarray:
+        """int64 (R,): sample index * 65536 + view, strictly ascending."""
+        return (self.sample_of_row << 16) | self.view.astype(np.int64)
+
+    def _rows(self, rows: Rows) -> slice | np.ndarray:
+        """Row numbers that are in range, never counted from the end: -1 means absent, not last."""
+        if isinstance(rows, slice):
+            return slice(*rows.indices(self.n_rows))
+        wanted = np.asarray(rows)
+        if wanted.size == 0:
+            return wanted.astype(np.int64)
+        if wanted.dtype.kind not in "iu":
+            raise CacheMismatch(f"row numbers are {wanted.dtype}, expected integers")
+        if wanted.min() < 0 or wanted.max() >= self.n_rows:
+            bad = wanted[(wanted < 0) | (wanted >= self.n_rows)].reshape(-1)[0]
+            raise RowAbsent(f"row {bad} of {self.n_rows:,} in {self.path}: a sample or view that the cache lacks")
+        return wanted
+
+
+def _as_keys(keys: np.ndarray | Iterable[bytes]) -> np.ndarray:
+    """-> uint8 (M,16), contiguous."""
+    if isinstance(keys, np.ndarray) and keys.dtype == np.uint8:
+        wanted = keys
+    else:
+        listed = [bytes(key) for key in keys]
+        if any(len(key) != KEY_BYTES for key in listed):
+            raise CacheMismatch(f"a key has {KEY_BYTES} bytes, got lengths {sorted({len(key) for key in listed})}")
+        wanted = np.frombuffer(b"".join(listed), np.uint8).reshape(-1, KEY_BYTES)
+    if wanted.ndim != 2 or wanted.shape[1] != KEY_BYTES:
+        raise CacheMismatch(f"keys are {wanted.shape}, expected (M, {KEY_BYTES})")
+    return np.ascontiguousarray(wanted)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(repr, known)) or 'none'}"

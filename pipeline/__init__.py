@@ -1,0 +1,1 @@
+"""What is done: the two stages and the commands around them. Imports `data` and `cache`; they never import it."""

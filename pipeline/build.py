@@ -1,0 +1,255 @@
+"""Stage one: write a teacher's logits and embeddings for every (sample, view) into a cache. Never trains.
+
+Train images get all V views, images of other splits the clean one. Each file is decoded once; rows are sealed in
+segments as they come, so that an interrupted build goes on where it stopped. Run: softlabel cache build DATA -o t.h5
+B rows a forward pass, D embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from cache import Manifest, SegmentedWriter
+from data.decode import DECODER_VERSION
+from data.errors import BadImage, bullet_list
+from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
+from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
+from data.views import COLUMNS, ViewPolicy
+from pipeline.errors import SettingError
+from pipeline.process import MAX_SEED, resolve_device
+from pipeline.teachers.prompts import default_prompts, read_prompts
+from pipeline.teachers.siglip import DEFAULT_TEACHER, PRECISIONS, SiglipTeacher, resolve_precision
+
+log = logging.getLogger(__name__)
+
+IDENTITY_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What a cache is to hold and how it is computed."""
+
+    teacher: str = DEFAULT_TEACHER
+    """A folder with a SigLIP-family model, or its name on the Hugging Face hub."""
+    views: int = 8
+    """Views of each train image, the clean one included; 1 to 65,535."""
+    seed: int = 0
+    """Seed of the views; part of the cache's identity."""
+    prompts: Path | None = None
+    """YAML file, class -> prompt or list of prompts; None makes prompts of the class names."""
+    precision: str = "auto"
+    """auto, fp32, fp16 or bf16; part of the identity, once resolved."""
+    batch_size: int | None = None
+    """Views in a forward pass, constant for the whole build; None is 64 on a GPU and 16 on a CPU."""
+    device: str = "auto"
+    workers: int | None = None
+    """Processes that decode and render; None is none beside a CPU teacher, else all cores but one."""
+    policy: ViewPolicy = ViewPolicy()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.views <= 65_535:
+            raise SettingError(f"views must be in 1..65535, got {self.views}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SettingError(f"seed must be in 0..2**63-1, got {self.seed}")
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"precision must be one of {', '.join(PRECISIONS)}, got '{self.precision}'")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise SettingError(f"batch_size must be positive, got {self.batch_size}")
+        if self.workers is not None and self.workers < 0:
+            raise SettingError(f"workers must not be negative, got {self.workers}")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did."""
+
+    path: Path
+    n_samples: int
+    n_rows: int
+    n_computed: int
+    """Rows computed now; the others stood already."""
+    wall_s: float
+    """Seconds from the first image to the last row, without loading and merging."""
+
+
+def build_cache(
+    data: str | Path,
+    out: str | Path,
+    config: BuildConfig,
+    *,
+    split_file: Path | None = None,
+    allow_duplicates: bool = False,
+) -> BuildResult:
+    """Build, resume or extend the cache `out` for the images in `data`.
+
+    An existing `out` of the same recipe is extended by the rows it lacks; one of another recipe is refused untouched.
+    Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
+    """
+    if not Path(out).absolute().parent.is_dir():
+        raise SettingError(f"the folder of {out} does not exist: create it first")
+    images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
+    classes = images.classes[FOLDER_TASK]
+    prompts = read_prompts(config.prompts, classes) if config.prompts else default_prompts(classes)
+    for name, texts in prompts.items():
+        log.info("prompt  %s: %s", name, " | ".join(texts))
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    teacher = SiglipTeacher(config.teacher, prompts, device=device, precision=precision)
+    manifest = _manifest(images, teacher, config)
+    batch_size = config.batch_size or (16 if device == "cpu" else 64)
+    setting = {"rows_per_forward": batch_size, "device": device, "torch": torch.__version__}
+    with SegmentedWriter(Path(out), manifest, setting) as writer:
+        if (kept := writer.compute_setting["rows_per_forward"]) != batch_size:
+            log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", kept)
+        wanted = _wanted(images, config.views, writer.done)
+        total = sum(len(views) for _, views in wanted)
+        log.info(
+            "%s images, %s views to compute, %s stand already; %s px, %s on %s, %d views a pass",
+            f"{len(images.samples):,}", f"{total:,}", f"{len(writer.done):,}",
+            teacher.size_px, precision, device, kept,
+        )  # fmt: skip
+        started = time.perf_counter()
+        bad = _compute(wanted, total, teacher, writer, config, kept)
+        wall_s = time.perf_counter() - started
+        writer.seal()
+        if bad:
+            raise BadImage(
+                f"{len(bad):,} of {len(images.samples):,} images cannot be decoded; everything else is computed and "
+                f"sealed. Remove or replace them, then repeat the same command:\n{bullet_list(bad)}"
+            )
+        reader = writer.finish()
+    return BuildResult(Path(out), reader.n_samples, reader.n_rows, total, wall_s)
+
+
+def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig) -> Manifest:
+    identity = {
+        "identity_version": IDENTITY_VERSION,
+        "tasks": [{"name": task, "classes": list(names)} for task, names in images.classes.items()],
+        "teacher": teacher.identity,
+        "preprocessing": teacher.preprocessing,
+        "precision": teacher.precision,
+        "views": {**config.policy.to_identity(), "seed": str(config.seed)},
+        "view_columns": list(COLUMNS),
+        "decoder_version": DECODER_VERSION,
+    }
+    import torchvision
+    import transformers
+
+    provenance = {
+        "teacher": config.teacher,
+        "teacher_parameters": teacher.n_parameters,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    return Manifest(identity, provenance)
+
+
+def _wanted(images: SampleSet, views: int, done: Set[tuple[bytes, int]]) -> list[tuple[Sample, list[int]]]:
+    """Each sample once, with the views that are not sealed yet, in key order."""
+    views_of: dict[bytes, int] = {}
+    sample_of: dict[bytes, Sample] = {}
+    for sample in images.samples:
+        sample_of[sample.key] = sample
+        views_of[sample.key] = max(views_of.get(sample.key, 1), views if sample.split == "train" else 1)
+    missing = {key: [v for v in range(views_of[key]) if (key, v) not in done] for key in sorted(sample_of)}
+    return [(sample_of[key], wanted) for key, wanted in missing.items() if wanted]
+
+
+def _compute(
+    wanted: list[tuple[Sample, list[int]]],
+    total: int,
+    teacher: SiglipTeacher,
+    writer: SegmentedWriter,
+    config: BuildConfig,
+    batch_size: int,
+) -> list[str]:
+    """Compute and seal all wanted rows; the files that could not be decoded, with reasons."""
+    if not wanted:
+        return []
+    dataset = TeacherViews(wanted, config.policy, config.seed, teacher.size_px)
+    workers = default_workers(teacher.device) if config.workers is None else config.workers
+    bad: list[str] = []
+    with tqdm(total=total, unit="view", disable=None, smoothing=0.1) as progress:
+        decoded = _good_ones(teacher_loader(dataset, workers), bad)
+        try:
+            for item, embedding in _embed(decoded, teacher, batch_size):
+                logits = teacher.head.logits(embedding)
+                writer.add(
+                    key=item.sample.key, views=item.view, params=item.params, witness=item.witness,
+                    logits={FOLDER_TASK: logits}, features={"embedding": embedding.astype(np.float16)},
+                    name=item.sample.name,
+                )  # fmt: skip
+                progress.update(len(item.view))
+        except KeyboardInterrupt:
+            writer.seal()
+            raise
+    return bad
+
+
+def _good_ones(items: Iterable[SampleViews], bad: list[str]) -> Iterator[SampleViews]:
+    for item in items:
+        if item.error:
+            bad.append(item.error)
+        else:
+            yield item
+
+
+def _embed(
+    items: Iterator[SampleViews], teacher: SiglipTeacher, batch_size: int
+) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
+    """(item, float32 [V, D]) in order, through forward passes of exactly `batch_size` rows that cut across items."""
+    waiting: deque[tuple[SampleViews, list[NDArray[np.float32]]]] = deque()
+    pixels: list[Tensor] = []
+    exhausted = False
+    while not exhausted or waiting:
+        while not exhausted and len(pixels) < batch_size:
+            item = next(items, None)
+            if item is None:
+                exhausted = True
+            else:
+                waiting.append((item, []))
+                pixels.extend(item.pixels)
+        if not pixels:
+            return
+        batch, pixels = pixels[:batch_size], pixels[batch_size:]
+        # The last pass is padded: a row's bits depend on how many rows go through together.
+        padding = [torch.zeros_like(batch[0])] * (batch_size - len(batch))
+        embedding_BD = teacher.embed(torch.stack(batch + padding))[: len(batch)]
+        yield from _hand_out(embedding_BD, waiting)
+
+
+def _hand_out(
+    embedding_BD: NDArray[np.float32], waiting: deque[Any]
+) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
+    """Give the rows of one pass to the items at the front of the queue; yield and drop those that are complete."""
+    start = 0
+    for item, rows in list(waiting):
+        have = sum(len(part) for part in rows)
+        part = embedding_BD[start : start + len(item.view) - have]
+        start += len(part)
+        rows.append(part)
+        if have + len(part) < len(item.view):
+            return
+        waiting.popleft()
+        yield item, np.concatenate(rows)
+        if start == len(embedding_BD):
+            return

@@ -1,0 +1,1 @@
+"""The pipeline on made-up data, for people who have none at hand. No other package imports this one."""

@@ -1,0 +1,36 @@
+"""Errors of the stages that a user, a file or a device can cause. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """Base of every error of this package."""
+
+
+class SettingError(PipelineError, ValueError):
+    """A setting that is out of range, unknown, or contradicts another one."""
+
+
+class TeacherError(PipelineError, ValueError):
+    """A teacher that cannot be loaded, or that answers with numbers nobody can learn from."""
+
+
+class OutputExists(PipelineError, FileExistsError):
+    """An output that would be overwritten."""
+
+
+class RunError(PipelineError, ValueError):
+    """A run folder or model file that is not what it should be."""
+
+
+class OverBudget(PipelineError, ValueError):
+    """A student whose exported file would be larger than the budget."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,64 @@
+"""Export a run's best student as one TorchScript file. Nothing gets its name before it is small enough and agrees.
+
+Never trains. Run: softlabel export RUN -o student_model.pt
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cache import durable
+from pipeline import torchscript
+from pipeline.errors import OutputExists, OverBudget, RunError, SettingError
+from pipeline.inference import load_student
+from pipeline.students import MB
+
+_TOLERANCE = 1e-4
+"""Largest difference of a logit between checkpoint and exported file, relative to the largest logit (at least 1)."""
+_N_COMPARED = 16
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written."""
+
+    path: Path
+    n_bytes: int
+    worst_difference: float
+    """Largest difference of a logit from the checkpoint, on noise images."""
+
+
+def export(run: str | Path, out: str | Path, *, budget_mb: float = 25.0) -> Exported:
+    """Script, save, load again and compare, measure, then publish.
+
+    Raises OutputExists, OverBudget or RunError; in each case no file of that name appears or changes.
+    """
+    out = Path(out)
+    if out.exists():
+        raise OutputExists(f"{out} exists: choose another name, or delete it to export again")
+    if not out.absolute().parent.is_dir():
+        raise SettingError(f"the folder of {out} does not exist: create it first")
+    if not Path(run).is_dir():
+        raise RunError(f"no such run folder: {run}; `softlabel train DATA t.h5 -o {run}` makes one")
+    student = load_student(run, "cpu")
+    artefact = torchscript.to_bytes(student.module, student.card)
+    if len(artefact) > budget_mb * MB:
+        raise OverBudget(
+            f"the file would have {len(artefact) / MB:.1f} MB, the budget is {budget_mb:g} MB; not written"
+        )
+    size_px = student.card.size_px
+    noise = torch.randint(0, 256, (_N_COMPARED, 3, size_px, size_px), generator=torch.Generator().manual_seed(0))
+    expected = student.logits(noise.to(torch.uint8))
+    with tempfile.TemporaryDirectory(prefix="softlabel-export-") as folder:
+        copy = Path(folder) / "student.pt"
+        copy.write_bytes(artefact)
+        reloaded = load_student(copy, "cpu").logits(noise.to(torch.uint8))
+    worst = float(abs(expected - reloaded).max())
+    if not worst <= _TOLERANCE * max(1.0, float(abs(expected).max())):
+        raise RunError(f"the exported model differs from its checkpoint by {worst:.2g} in a logit: not written")
+    durable.write_atomic(out, artefact)
+    return Exported(out, len(artefact), worst)

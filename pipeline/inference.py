@@ -1,0 +1,66 @@
+"""A finished student, from a run folder or an exported file alike: uint8 views -> logits. Never trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import torchscript
+from pipeline.errors import RunError
+from pipeline.runs import RunFolder
+from pipeline.students import build_student
+from pipeline.torchscript import StudentCard
+
+
+@dataclass(frozen=True)
+class Student:
+    """A loaded student and what it says of itself."""
+
+    module: Any
+    card: StudentCard
+    device: str
+    run: RunFolder | None
+    """The run folder it came from; None for an exported file."""
+
+    @torch.inference_mode()
+    def logits(self, pixels: Tensor) -> NDArray[np.float32]:
+        """Raw logits, float32 [B, C], of uint8 views [B, 3, S, S]."""
+        result: NDArray[np.float32] = self.module(normalise(pixels, self.card, self.device)).float().cpu().numpy()
+        return result
+
+    def logits_of(self, batches: Iterable[Tensor]) -> NDArray[np.float32]:
+        """Raw logits of many batches of uint8 views, float32 [N, C]."""
+        return np.concatenate([self.logits(pixels) for pixels in batches])
+
+
+def normalise(pixels: Tensor, card: StudentCard, device: str) -> Tensor:
+    """(RGB / 255 - mean) / std: uint8 [B, 3, S, S] -> float32 of the same shape, channels last."""
+    mean = torch.tensor(card.mean, device=device).mul_(255).view(1, 3, 1, 1)
+    std = torch.tensor(card.std, device=device).mul_(255).view(1, 3, 1, 1)
+    inputs = pixels.to(device, non_blocking=True, memory_format=torch.channels_last).float()
+    return inputs.sub_(mean).div_(std)
+
+
+def load_student(path: str | Path, device: str) -> Student:
+    """A run folder's best student, or an exported file; RunError for anything else."""
+    path = Path(path)
+    if not path.exists():
+        raise RunError(
+            f"no such run folder or model file: {path}; `softlabel train` makes one, `softlabel export` the other"
+        )
+    if not path.is_dir():
+        module, card = torchscript.load(path, device)
+        return Student(module, card, device, None)
+    run = RunFolder(path)
+    weights, card, _ = run.load_best()
+    model = build_student(card.student, len(card.classes), card.size_px)
+    model.load_state_dict(weights)
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Student(model.eval(), card, device, run)

@@ -1,0 +1,52 @@
+"""What a cache holds, in words and as JSON. Reads the file only. Run: softlabel cache info t.h5"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache import CacheReader
+
+
+def describe_cache(path: str | Path) -> dict[str, Any]:
+    """Counts, ids, identity and provenance of a cache, as plain values; CacheError for anything else."""
+    reader = CacheReader(path)
+    views_of_sample = np.diff(reader.first_row.astype(np.int64))
+    counts, n_samples = np.unique(views_of_sample, return_counts=True)
+    return {
+        "path": str(path),
+        "bytes": Path(path).stat().st_size,
+        "samples": reader.n_samples,
+        "rows": reader.n_rows,
+        "samples_by_number_of_views": {int(v): int(n) for v, n in zip(counts, n_samples, strict=True)},
+        "features": {name: list(shape) for name, shape in reader.features.items()},
+        "recipe_id": reader.recipe_id,
+        "cache_id": reader.cache_id,
+        "content_id": reader.content_id,
+        "identity": reader.manifest.identity,
+        "provenance": reader.manifest.provenance,
+    }
+
+
+def describe_cache_as_text(path: str | Path) -> str:
+    """The same for people."""
+    found = describe_cache(path)
+    identity, provenance = found["identity"], found["provenance"]
+    by_views = ", ".join(f"{n:,} with {v}" for v, n in found["samples_by_number_of_views"].items())
+    lines = [
+        f"{path}: {found['bytes'] / 1e6:.1f} MB, {found['rows']:,} views of {found['samples']:,} images ({by_views})"
+    ]
+    for task in identity["tasks"]:
+        lines.append(f"task        {task['name']}: {len(task['classes'])} classes: {', '.join(task['classes'])}")
+    lines.append(
+        f"teacher     {provenance.get('teacher', 'unknown')}, {identity.get('precision', 'unknown precision')}"
+    )
+    for name, texts in identity.get("teacher", {}).get("prompts", {}).items():
+        lines.append(f"prompt      {name}: {' | '.join(texts)}")
+    for name, shape in found["features"].items():
+        lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")
+    lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
+    lines.append(f"built       {provenance.get('created', 'unknown')}")
+    return "\n".join(lines)

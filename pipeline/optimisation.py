@@ -1,0 +1,45 @@
+"""Parts of the training loop that know no data: the learning-rate schedule, the moving average of weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def learning_rate(step: int, total_steps: int, lr_peak: float, warmup_fraction: float = 0.05) -> float:
+    """Linear warm-up to `lr_peak`, then half a cosine to 0: a pure function of the step (0 <= step < total_steps)."""
+    warmup_steps = max(1, round(total_steps * warmup_fraction))
+    if step < warmup_steps:
+        return lr_peak * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return lr_peak * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights and float buffers, as a model of its own.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that short runs are not averages of noise.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._decay = decay
+        self._average = _tensors(self.model)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model after optimizer step `step` (from 0); counters are copied."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        current = _tensors(model)
+        floats = [(a, c) for a, c in zip(self._average, current, strict=True) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], 1 - decay)
+        for average, now in zip(self._average, current, strict=True):
+            if not average.is_floating_point():
+                average.copy_(now)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

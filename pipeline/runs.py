@@ -1,0 +1,101 @@
+"""The run folder of a training: what stands in it, written so that a kill leaves the old or the new, never half.
+
+`last.pt` alone is the truth; `best.pt`, `metrics.csv`, `config.json` and `classes.json` follow from it. Both .pt
+files hold tensors and plain values only (`torch.load(..., weights_only=True)`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache import durable
+from pipeline.errors import RunError
+from pipeline.torchscript import StudentCard
+
+METRIC_COLUMNS = (
+    "epoch", "lr", "loss", "loss_hard", "loss_soft",
+    "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "images_per_s", "wall_s",
+)  # fmt: skip
+CHECKPOINT_FORMAT = 1
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.last, self.best = self.path / "last.pt", self.path / "best.pt"
+
+    def exists(self) -> bool:
+        """True where there is anything that a new run would mix with."""
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def save(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
+        """Write `last.pt`, then everything that follows from it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self.last, checkpoint)
+        self.follow(checkpoint, card)
+
+    def follow(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
+        """Bring the other files up to date with a checkpoint: done after each save and, for a killed one, at resume."""
+        if checkpoint["best"]["epoch"] == checkpoint["epoch"]:
+            best = {"format": CHECKPOINT_FORMAT, "model": checkpoint["ema"], "card": card.to_json()}
+            _write(self.best, {**best, "epoch": checkpoint["epoch"], "ids": checkpoint["ids"]})
+        table = io.StringIO()
+        writer = csv.DictWriter(table, METRIC_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(checkpoint["metrics"])
+        durable.write_atomic(self.path / "metrics.csv", table.getvalue().encode())
+        durable.write_atomic(self.path / "config.json", _json(checkpoint["config"]))
+        durable.write_atomic(self.path / "classes.json", _json(list(card.classes)))
+
+    def load_last(self) -> dict[str, Any]:
+        """The checkpoint to go on from; RunError where there is none."""
+        if not self.last.is_file():
+            raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
+        return _read(self.last)
+
+    def load_best(self) -> tuple[dict[str, torch.Tensor], StudentCard, dict[str, str]]:
+        """(weights of the best epoch, card, ids of the cache it learned from); RunError where no epoch has ended."""
+        if not self.best.is_file():
+            started = (
+                f"no epoch of {self.path} has ended yet" if self.last.is_file() else f"{self.path} is not a run folder"
+            )
+            raise RunError(f"{started}; expected {self.best.name}, which `softlabel train ... -o {self.path}` writes")
+        best = _read(self.best)
+        return best["model"], StudentCard.from_json(best["card"]), best["ids"]
+
+    def cache_path(self) -> Path | None:
+        """Where the cache of this run was when it was trained."""
+        try:
+            config = json.loads((self.path / "config.json").read_text())
+            return Path(config["cache"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    durable.write_atomic(path, buffer.getvalue())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path} is damaged ({str(error).splitlines()[0]}); train this run anew") from error
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
+    return content

@@ -1,0 +1,1 @@
+"""Teachers: pixels -> embedding, logits. Only stage one imports this package; stage two never does."""

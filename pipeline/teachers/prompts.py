@@ -1,0 +1,83 @@
+"""Class names -> the texts that a zero-shot teacher compares images with.
+
+MedSigLIP's own evaluation prompts dermatology with the bare condition names (MedGemma report, section 6), so the
+default prompt is the class name, cleaned of the numbering and counts that folder names carry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from pipeline.errors import SettingError, did_you_mean
+
+# The diagnosis codes of HAM10000 and the ISIC challenges.
+DIAGNOSIS_CODES = {
+    "ak": "actinic keratosis",
+    "akiec": "actinic keratosis or intraepithelial carcinoma",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "melanocytic nevus",
+    "scc": "squamous cell carcinoma",
+    "vasc": "vascular lesion",
+}
+Prompts = Mapping[str, tuple[str, ...]]
+
+_NUMBERING = re.compile(r"^\s*\d+\s*[.)_-]\s*")
+_COUNT = re.compile(r"[\s_-]+\d[\d.,]*k?\s*$", re.IGNORECASE)
+
+
+def clean_class_name(name: str) -> str:
+    """'2. Melanoma 15.75k' -> 'melanoma'; 'Benign_Keratosis' -> 'benign keratosis'."""
+    bare = _COUNT.sub("", _NUMBERING.sub("", name))
+    return " ".join(re.sub(r"[_\s]+", " ", bare).split()).lower() or name
+
+
+def default_prompts(classes: Sequence[str]) -> Prompts:
+    """One prompt a class, from its name or diagnosis code; SettingError lists the names that look like other codes."""
+    cleaned = {name: DIAGNOSIS_CODES.get(clean_class_name(name), clean_class_name(name)) for name in classes}
+    codes = [name for name, prompt in cleaned.items() if _looks_like_a_code(prompt)]
+    if codes:
+        raise SettingError(
+            f"these class names look like codes, which no text tower knows: {', '.join(codes)}. "
+            "Say what they mean: --prompts FILE, a YAML file with a line 'class: what the image shows' for each class"
+        )
+    repeated = sorted({prompt for prompt in cleaned.values() if list(cleaned.values()).count(prompt) > 1})
+    if repeated:
+        raise SettingError(f"several classes would get the same prompt ({', '.join(repeated)}): pass --prompts FILE")
+    return {name: (prompt,) for name, prompt in cleaned.items()}
+
+
+def _looks_like_a_code(prompt: str) -> bool:
+    return " " not in prompt and (
+        len(prompt) <= 3 or any(c.isdigit() for c in prompt) or not any(c in "aeiouy" for c in prompt)
+    )
+
+
+def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
+    """A YAML mapping, class -> prompt or list of prompts; SettingError lists every class that is missing or unknown."""
+    try:
+        # BaseLoader: every scalar is text, so a class named "no" or "1.0" stays what it is.
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise SettingError(f"cannot read the prompts in {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise SettingError(f"{path} must be a mapping, class -> prompt or list of prompts")
+    problems = [f"no prompt for '{name}'" for name in classes if name not in loaded]
+    problems += [f"unknown class '{name}'{did_you_mean(name, classes)}" for name in loaded if name not in classes]
+    prompts = {name: tuple([texts] if isinstance(texts, str) else texts) for name, texts in loaded.items()}
+    problems += [
+        f"'{name}' needs a text or a list of texts"
+        for name, texts in prompts.items()
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts)
+    ]
+    if problems:
+        raise SettingError(f"{path}: {'; '.join(problems)}")
+    return {name: prompts[name] for name in classes}

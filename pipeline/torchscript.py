@@ -1,0 +1,104 @@
+"""The exported file: TorchScript that loads with nothing but torch, and the card inside that says what it is.
+
+TorchScript is deprecated in favour of torch.export but is what course servers take: all of it lives here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import RunError
+
+CARD_NAME = "softlabel.json"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+NOTICE = (
+    "If the teacher is MedSigLIP, this model is a Model Derivative of HAI-DEF: HAI-DEF is provided under and subject "
+    "to the Health AI Developer Foundations Terms of Use found at "
+    "https://developers.google.com/health-ai-developer-foundations/terms. Not for Clinical Use."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentCard:
+    """All that a student's user must know: stands in the run folder and in the exported file."""
+
+    student: str
+    task: str
+    classes: tuple[str, ...]
+    """Names of the output columns, in order."""
+    size_px: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Input = (RGB / 255 - mean) / std, per channel; normalising is not part of the model."""
+    std: tuple[float, ...] = IMAGENET_STD
+    geometry: str
+    """`warp` or `pad`: how an image becomes a square."""
+    cache_id: str
+    """The cache whose views it was trained on."""
+    taught: bool
+    """False for a baseline that saw the same views with hard labels only."""
+    teacher: str
+    """What the teacher called itself when its cache was built."""
+    notice: str = NOTICE
+
+    def to_json(self) -> str:
+        """The card as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> StudentCard:
+        """The inverse; RunError for anything else."""
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+            return cls(**fields)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"the model's card is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def _deprecation_expected() -> Iterator[None]:
+    """torch.jit warns at every call that it is deprecated as a whole: known, see the top of this module."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        yield
+
+
+def to_bytes(model: nn.Module, card: StudentCard) -> bytes:
+    """The exported file of a student, float32 weights, evaluation mode."""
+    buffer = io.BytesIO()
+    with _deprecation_expected():
+        scripted = torch.jit.script(model.eval())
+        torch.jit.save(scripted, buffer, _extra_files={CARD_NAME: card.to_json()})
+    return buffer.getvalue()
+
+
+def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
+    """(module: normalised float32 [B, 3, S, S] -> logits [B, C], card) of an exported file."""
+    extra = {CARD_NAME: ""}
+    if not path.is_file():
+        raise RunError(f"no such model file: {path}; make one with `softlabel export RUN -o {path}`")
+    if not zipfile.is_zipfile(path):
+        raise RunError(f"{path} is not an exported model; make one with `softlabel export RUN -o student_model.pt`")
+    with _deprecation_expected():
+        try:
+            module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"{path} is not a TorchScript model: {str(error).splitlines()[0]}") from error
+    if not extra[CARD_NAME]:
+        raise RunError(f"{path} has no {CARD_NAME} inside: it was not made by `softlabel export`")
+    text = extra[CARD_NAME]
+    return module.eval(), StudentCard.from_json(text.decode() if isinstance(text, bytes) else text)

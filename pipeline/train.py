@@ -1,0 +1,350 @@
+"""Stage two: train a student on cached views and logits. No teacher is in memory, nor is its code.
+
+Views, classes and teacher answers come from the cache, images from the data folder, joined by content. `last.pt` is
+written after every epoch; an interrupted run goes on from it. Run: softlabel train DATA t.h5 -o RUN
+N samples, B batch, C classes, S pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from cache import CacheReader
+from data.errors import BadSamples
+from data.loaders import StudentLoader, ViewItem, default_workers
+from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
+from data.splits import stratified_subset
+from pipeline.errors import OutputExists, RunError, SettingError
+from pipeline.inference import normalise
+from pipeline.losses.distillation import LossParts, distillation_loss
+from pipeline.metrics import Metrics, classification_metrics
+from pipeline.optimisation import MovingAverage, learning_rate
+from pipeline.process import MAX_SEED, derived_seed, resolve_device
+from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
+from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget
+from pipeline.targets import TeacherTargets
+from pipeline.torchscript import StudentCard
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a run's numbers depend on, apart from images, cache, device and thread count."""
+
+    student: str = DEFAULT_STUDENT
+    """Name of a torchvision classifier."""
+    student_size_px: int = 224
+    """Side of the square that the student sees."""
+    epochs: int = 40
+    """Passes over the train images; each shows another view of every image."""
+    temperature: float = 4.0
+    """T of the soft loss; unitless, > 0."""
+    alpha: float = 0.3
+    """Weight of the hard loss, in [0, 1]; the soft loss has the rest."""
+    lr_peak: float = 1e-3
+    """Learning rate after warm-up; it then falls to 0 along a cosine."""
+    batch_size: int = 32
+    """Images in a training step."""
+    weight_decay: float = 0.05
+    ema_decay: float = 0.999
+    """Decay of the moving average of weights, which is what is validated, kept and exported."""
+    budget_mb: float = 25.0
+    """Largest exported file, in megabytes of 1e6 bytes."""
+    val_fraction: float = 0.15
+    """Share of train that validates where the data has no val split; test is never used."""
+    seed: int = 0
+    teacher: bool = True
+    """False: hard labels only, on the same views; the baseline of a distilled run."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "student_size_px": (8, 4096), "epochs": (1, 1_000_000), "temperature": (1e-3, 1e3), "alpha": (0, 1),
+            "lr_peak": (1e-9, 10), "batch_size": (2, 1_000_000), "weight_decay": (0, 10), "ema_decay": (0, 0.999999),
+            "budget_mb": (0.001, 1e6), "val_fraction": (0.01, 0.5), "seed": (0, MAX_SEED),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    path: Path
+    best_epoch: int
+    """1 for the first."""
+    best_macro_f1: float
+    """Of the moving average on the validation images, in [0, 1]."""
+    wall_s: float
+    """Seconds of all epochs of this call."""
+
+
+def train(
+    data: str | Path,
+    cache: str | Path,
+    out: str | Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    split_file: Path | None = None,
+    allow_duplicates: bool = False,
+) -> TrainResult:
+    """Train a student, or with `resume` go on with the run in `out`.
+
+    Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
+    On one machine, device and thread count a resumed run ends with the numbers of an undisturbed one.
+    """
+    run = RunFolder(out)
+    if run.exists() and not resume:
+        raise OutputExists(f"{out} is not empty: go on with it by --resume, or choose another -o")
+    previous = run.load_last() if resume else None
+    reader = CacheReader(cache)
+    images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
+    training = _Training(run, reader, images, config, resolve_device(device), workers)
+    if previous is not None:
+        training.restore(previous)
+    return training.run_epochs()
+
+
+class _Training:
+    """The state of one run in this process."""
+
+    def __init__(
+        self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
+        workers: int | None,
+    ) -> None:  # fmt: skip
+        self._run, self._config, self._device = run, config, device
+        learners, validators, where = _split_off_validation(images, config)
+        self._learn = TeacherTargets.join(reader, learners, str(images.root))
+        self._val = TeacherTargets.join(reader, validators, str(images.root))
+        self._card = StudentCard(
+            student=config.student, task=FOLDER_TASK, classes=reader.tasks[FOLDER_TASK],
+            size_px=config.student_size_px, geometry=self._learn.geometry, cache_id=reader.cache_id,
+            taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
+        )  # fmt: skip
+        model = build_student(
+            config.student, len(self._card.classes), config.student_size_px, derived_seed(config.seed, "weights")
+        )
+        artefact_bytes = check_budget(model, self._card, config.budget_mb)
+        self._learn.check_witness(config.student_size_px, config.seed)
+        self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._average = MovingAverage(self._model, config.ema_decay)
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=config.lr_peak, weight_decay=config.weight_decay, fused=device != "mps"
+        )
+        n_workers = default_workers(device) if workers is None else workers
+        self._load = StudentLoader(config.student_size_px, self._learn.geometry, n_workers)
+        self._val_pixels: Tensor | None = None
+        self._ids = {
+            "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "content_id": reader.content_id,
+            "images": _key_digest(learners, validators),
+        }  # fmt: skip
+        self._epoch, self._metrics = 0, list[dict[str, Any]]()
+        self._best = {"epoch": 0, "macro_f1": -1.0}
+        self._announce(artefact_bytes, where)
+
+    def _announce(self, artefact_bytes: int, val_source: str) -> None:
+        config, reader = self._config, self._learn.reader
+        n_parameters = sum(p.numel() for p in self._model.parameters())
+        log.info(
+            "student  %s at %d px: %.2f M parameters, %.1f MB exported (budget %g MB); %s, %d threads",
+            config.student, config.student_size_px, n_parameters / 1e6, artefact_bytes / MB, config.budget_mb,
+            self._device, torch.get_num_threads(),
+        )  # fmt: skip
+        log.info(
+            "images   %s train, %s val (%s); %s cached views, %d classes",
+            f"{len(self._learn.samples):,}", f"{len(self._val.samples):,}", val_source,
+            f"{reader.n_rows:,}", len(self._card.classes),
+        )  # fmt: skip
+        told = classification_metrics(
+            self._val.teacher_logits(self._val.clean_rows()), self._val.labels_N, self._card.classes
+        )
+        unused = "" if config.teacher else " (not used: hard labels only)"
+        log.info(
+            "teacher  val accuracy %.3f, macro F1 %.3f; always the largest class: %.3f%s",
+            told.accuracy, told.macro_f1, told.majority_share, unused,
+        )  # fmt: skip
+
+    def restore(self, previous: dict[str, Any]) -> None:
+        """Take up a checkpoint; RunError lists every setting or input that is not the run's own."""
+        differing = [
+            f"{name}: the run has {previous['config'].get(name)!r}, this call {value!r}"
+            for name, value in asdict(self._config).items()
+            if previous["config"].get(name) != value
+        ]
+        differing += [
+            f"{name.replace('_', ' ')} differs from the run's" for name in self._ids
+            if previous["ids"][name] != self._ids[name]
+        ]  # fmt: skip
+        if differing:
+            raise RunError(f"{self._run.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
+        if previous["threads"] != torch.get_num_threads():
+            log.info("the run had %d threads: its last digits may differ", previous["threads"])
+        self._model.load_state_dict(previous["model"])
+        self._average.model.load_state_dict(previous["ema"])
+        self._optimizer.load_state_dict(previous["optimizer"])
+        self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
+        self._run.follow(previous, self._card)
+        log.info("resumed  after epoch %d of %d", self._epoch, self._config.epochs)
+
+    def run_epochs(self) -> TrainResult:
+        """All epochs that are left."""
+        started = time.perf_counter()
+        if not self._metrics:
+            self._save()  # an interrupt in the first epoch has something to resume from
+        while self._epoch < self._config.epochs:
+            row = self._one_epoch(self._epoch)
+            self._epoch += 1
+            self._metrics.append(row)
+            if is_best := row["val_macro_f1"] > self._best["macro_f1"]:
+                self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
+            self._save()
+            log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
+        wall_s = time.perf_counter() - started
+        return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
+
+    def _one_epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout"))
+        rows_N = self._learn.epoch_rows(epoch, self._config.seed)
+        batches = self._epoch_batches(epoch, rows_N)
+        parts_sum = np.zeros(3)
+        self._model.train()
+        loaded = self._load(batches)
+        for number, (pixels, index_B) in enumerate(_progress(loaded, len(batches), epoch)):
+            step = epoch * len(batches) + number
+            parts = self._step(pixels, index_B, rows_N, step, len(batches) * self._config.epochs)
+            parts_sum += np.array([part.item() for part in parts]) * len(index_B)
+        trained_s = time.perf_counter() - started
+        if not np.isfinite(parts_sum).all():
+            raise RunError(
+                f"the loss is not finite in epoch {epoch + 1}; {self._run.last} holds the state before it. "
+                f"The usual cause is a learning rate that is too high (now {self._config.lr_peak:g}): lower --lr"
+            )
+        loss, hard, soft = (parts_sum / len(rows_N)).tolist()
+        val = self._validate()
+        return {
+            "epoch": epoch + 1, "lr": self._optimizer.param_groups[0]["lr"],
+            "loss": loss, "loss_hard": hard, "loss_soft": soft,
+            "val_accuracy": val.accuracy, "val_balanced_accuracy": val.balanced_accuracy, "val_macro_f1": val.macro_f1,
+            "images_per_s": len(rows_N) / trained_s, "wall_s": time.perf_counter() - started,
+        }  # fmt: skip
+
+    def _epoch_batches(self, epoch: int, rows_N: NDArray[np.int64]) -> list[list[ViewItem]]:
+        """Every image once, in random order, in batches of nearly equal size (a batch of one breaks batch norm)."""
+        items = self._learn.items(rows_N)
+        order = np.random.default_rng(derived_seed(self._config.seed, epoch, "order")).permutation(len(items))
+        n_batches = -(-len(items) // self._config.batch_size)
+        return [[items[i] for i in part] for part in np.array_split(order, n_batches)]
+
+    def _step(
+        self, pixels: Tensor, index_B: Tensor, rows_N: NDArray[np.int64], step: int, total_steps: int
+    ) -> LossParts:
+        config = self._config
+        index = index_B.numpy()
+        labels = torch.from_numpy(self._learn.labels_N[index]).to(self._device)
+        told = None
+        if config.teacher:
+            told = torch.from_numpy(self._learn.teacher_logits(rows_N[index])).to(self._device)
+        student = self._model(normalise(pixels, self._card, self._device))
+        parts = distillation_loss(student, told, labels, temperature=config.temperature, alpha=config.alpha)
+        self._optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(step, total_steps, config.lr_peak)
+        self._optimizer.step()
+        self._average.update(self._model, step)
+        return LossParts(*(part.detach() for part in parts))
+
+    def _validate(self) -> Metrics:
+        model = self._average.model
+        with torch.inference_mode():
+            logits = [
+                model(normalise(pixels, self._card, self._device)).float().cpu() for pixels in self._clean_batches()
+            ]
+        return classification_metrics(torch.cat(logits).numpy(), self._val.labels_N, self._card.classes)
+
+    def _clean_batches(self) -> Iterator[Tensor]:
+        """The clean validation views, uint8; kept in memory after the first time where they are under a gigabyte."""
+        if self._val_pixels is not None:
+            yield from self._val_pixels.split(128)
+            return
+        items = self._val.items(self._val.clean_rows())
+        batches = [items[start : start + 128] for start in range(0, len(items), 128)]
+        kept: list[Tensor] | None = [] if len(items) * 3 * self._card.size_px**2 < 1_000_000_000 else None
+        for pixels, _ in self._load(batches):
+            if kept is not None:
+                kept.append(pixels)
+            yield pixels
+        if kept is not None:
+            self._val_pixels = torch.cat(kept)
+
+    def _save(self) -> None:
+        checkpoint = {
+            "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best, "metrics": self._metrics,
+            "config": {**asdict(self._config), "cache": str(Path(self._learn.reader.path).absolute())},
+            "ids": self._ids, "threads": torch.get_num_threads(),
+            "model": self._model.state_dict(), "ema": self._average.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }  # fmt: skip
+        self._run.save(checkpoint, self._card)
+
+
+def saved_config(run: str | Path) -> TrainConfig:
+    """The settings of an interrupted run; RunError where there is none."""
+    saved = RunFolder(run).load_last()["config"]
+    return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig)})
+
+
+def _split_off_validation(images: SampleSet, config: TrainConfig) -> tuple[list[Sample], list[Sample], str]:
+    """(samples to learn from, samples to validate on, where the latter come from); test is never touched."""
+    learners = images.of_split("train")
+    if "val" in images.splits:
+        return learners, images.of_split("val"), "split val"
+    label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in learners}
+    chosen = stratified_subset(label_of, config.val_fraction, config.seed)
+    rest = [sample for sample in learners if sample.key not in chosen]
+    counts = Counter(sample.labels[FOLDER_TASK] for sample in rest)
+    if len(rest) < 2 or len(counts) < 2:
+        raise BadSamples(f"{images.root} has too few train images: {len(rest)} are left after validation")
+    validators = [sample for sample in learners if sample.key in chosen]
+    return rest, validators, f"{config.val_fraction:.0%} of train, by class"
+
+
+def _key_digest(*groups: Sequence[Sample]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(len(group).to_bytes(8, "little"))
+        for sample in group:
+            digest.update(sample.key + sample.labels[FOLDER_TASK].encode())
+    return digest.hexdigest()
+
+
+def _progress(batches: Iterator[tuple[Tensor, Tensor]], total: int, epoch: int) -> Any:
+    return tqdm(batches, total=total, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=None)
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  loss_hard {row['loss_hard']:.3f}  loss_soft {row['loss_soft']:.3f}  "
+        f"val accuracy {row['val_accuracy']:.3f}  balanced {row['val_balanced_accuracy']:.3f}  "
+        f"macro F1 {row['val_macro_f1']:.3f}  {row['images_per_s']:.0f} images/s"
+    )
