@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,17 +124,14 @@ class StudentLoader:
 
     def __init__(self, size_px: int, geometry: str, workers: int) -> None:
         self._sampler = _Batches()
-        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
-            StudentViews(size_px, geometry),
-            batch_sampler=self._sampler,
-            collate_fn=_as_it_is,
-            **_worker_options(workers),
+        self._loader = _data_loader(
+            StudentViews(size_px, geometry), workers, batch_sampler=self._sampler, collate_fn=_as_it_is
         )
 
     def __call__(self, batches: Sequence[Sequence[ViewItem]]) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the batches, in order; BadImage where a file cannot be read any more."""
         self._sampler.batches = batches
-        with _interrupts_ignored():
+        with _starting_workers():
             iterator = iter(self._loader)
         for batch in iterator:
             if isinstance(batch, BadImage):
@@ -147,8 +145,8 @@ def _as_it_is(batch: Any) -> Any:
 
 def teacher_loader(dataset: TeacherViews, workers: int) -> Iterator[SampleViews]:
     """The items of stage one in order, each as soon as a worker has it."""
-    loader = DataLoader(dataset, batch_size=None, **_worker_options(workers))
-    with _interrupts_ignored():
+    loader = _data_loader(dataset, workers, batch_size=None)
+    with _starting_workers():
         iterator = iter(loader)
     yield from iterator
 
@@ -158,16 +156,11 @@ def default_workers(device: str) -> int:
     return 0 if device == "cpu" else min(8, max(0, (os.cpu_count() or 1) - 1))
 
 
-def _worker_options(workers: int) -> dict[str, Any]:
-    if workers == 0:
-        return {"num_workers": 0}
-    return {
-        "num_workers": workers,
-        "multiprocessing_context": "spawn",
-        "persistent_workers": True,
-        "prefetch_factor": 2,
-        "worker_init_fn": _start_worker,
-    }
+def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
+    if workers:
+        options |= {"multiprocessing_context": "spawn", "persistent_workers": True, "prefetch_factor": 2}
+    with _starting_workers():
+        return DataLoader(dataset, num_workers=workers, worker_init_fn=_start_worker, **options)
 
 
 def _start_worker(worker_id: int) -> None:
@@ -177,13 +170,16 @@ def _start_worker(worker_id: int) -> None:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _starting_workers() -> Iterator[None]:
     """Children started inside ignore SIGINT from their first instruction on (the disposition survives spawn)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    with warnings.catch_warnings():
+        # More workers than cores is a user's explicit choice here; the default never does it.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)

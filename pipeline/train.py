@@ -152,7 +152,7 @@ class _Training:
         self._load = StudentLoader(config.student_size_px, self._learn.geometry, n_workers)
         self._val_pixels: Tensor | None = None
         self._ids = {
-            "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "content_id": reader.content_id,
+            "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
             "images": _key_digest(learners, validators),
         }  # fmt: skip
         self._epoch, self._metrics = 0, list[dict[str, Any]]()

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SmallSiglip:
-    """The shape of a small SigLIP model; text and image tower have the same width and depth."""
+    """The shape of a small SigLIP model. Its text tower has the same width and one layer: it reads a few class names."""
 
     size_px: int = 64
     patch_px: int = 8
@@ -83,7 +83,7 @@ def new_siglip(shape: SmallSiglip, texts: Sequence[str], out: Path, seed: int = 
     }
     text_tokens = {"max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
     config = SiglipConfig(
-        text_config={**tower, **text_tokens, "vocab_size": tokenizer.vocab_size},
+        text_config={**tower, **text_tokens, "num_hidden_layers": 1, "vocab_size": tokenizer.vocab_size},
         vision_config={**tower, "image_size": shape.size_px, "patch_size": shape.patch_px},
     )
     torch.manual_seed(seed)

@@ -93,6 +93,7 @@ class SiglipTeacher:
         self._mean_3 = torch.tensor(self._mean, device=device).view(1, 3, 1, 1)
         self._std_3 = torch.tensor(self._std, device=device).view(1, 3, 1, 1)
 
+    @torch.inference_mode()
     def embed(self, pixels: Tensor) -> NDArray[np.float32]:
         """Un-normalised pooled embeddings, float32 [B, D], of uint8 views [B, 3, S, S].
 
@@ -111,7 +112,6 @@ class SiglipTeacher:
             )
         return embedding.numpy()
 
-    @torch.inference_mode()
     def _forward(self, pixels: Tensor, precision: str) -> Tensor:
         inputs = pixels.to(self.device).float().div_(255).sub_(self._mean_3).div_(self._std_3)
         autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

@@ -1,0 +1,82 @@
+"""A tiny real data set, teacher, cache and run, through the same code that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.samples import FOLDER_TASK, scan_folder
+from pipeline.build import BuildConfig, build_cache
+from pipeline.demo.lesions import write_lesions
+from pipeline.teachers.fit import SmallSiglip, new_siglip
+from pipeline.teachers.prompts import default_prompts
+from pipeline.train import TrainConfig, train
+
+TINY_TRAIN = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 images of 5 classes in train, val and test."""
+    root = tmp_path_factory.mktemp("tiny") / "images"
+    write_lesions(root, {"train": 6, "val": 3, "test": 3}, size_px=48)
+    return root
+
+
+def make_teacher(folder: Path, data: Path, seed: int = 0) -> Path:
+    """A SiglipModel of a few thousand weights with MedSigLIP's kind of scale and bias, saved with save_pretrained."""
+    texts = [text for texts in default_prompts(scan_folder(data).classes[FOLDER_TASK]).values() for text in texts]
+    shape = SmallSiglip(size_px=32, patch_px=8, width=32, layers=2, heads=2)
+    model = new_siglip(shape, texts, folder, seed)
+    with torch.no_grad():  # a fresh model's answers are nearly constant: a large probe token gives them some variety
+        model.vision_model.head.probe.normal_(generator=torch.Generator().manual_seed(seed))
+        model.logit_scale.fill_(4.72)
+        model.logit_bias.fill_(-16.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that AutoModel, AutoTokenizer and AutoImageProcessor load."""
+    return make_teacher(tmp_path_factory.mktemp("teacher"), tiny_data)
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tiny_teacher: Path) -> BuildConfig:
+    """Settings of the tiny cache."""
+    return BuildConfig(teacher=str(tiny_teacher), views=3, precision="fp32", batch_size=4, device="cpu", workers=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny_data: Path, tiny_build: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of the tiny data: 30 train images with 3 views, 30 others with the clean one."""
+    return build_cache(tiny_data, tmp_path_factory.mktemp("cache") / "t.h5", tiny_build).path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    return train(tiny_data, tiny_cache, tmp_path_factory.mktemp("runs") / "run", TINY_TRAIN, workers=0).path
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one command line in this process: (exit code, standard output, standard error)."""
+    from pipeline.cli import run
+
+    def run_words(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run([str(word) for word in words])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run_words

@@ -1,0 +1,173 @@
+"""Stage one: the same arrays however it is run, resumed or extended; nothing lost, bad input told."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import CacheError, CacheReader
+from data.errors import BadImage
+from data.loaders import read_sample
+from data.samples import scan_folder
+from data.views import ViewPolicy, draw, render, witness
+from pipeline.build import BuildConfig, build_cache
+from pipeline.errors import SettingError
+from pipeline.teachers.siglip import SiglipTeacher
+
+ROW_ARRAYS = ("params", "witness", "logits", "feature")
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    reader = CacheReader(path)
+    rows = np.arange(reader.n_rows)
+    return {"keys": reader.keys, "view": reader.view, **{name: getattr(reader, name)(rows) for name in ROW_ARRAYS}}
+
+
+def assert_same_arrays(one: Path, other: Path) -> None:
+    left, right = arrays(one), arrays(other)
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+    assert CacheReader(one).content_id == CacheReader(other).content_id
+
+
+def test_train_images_get_all_views_and_the_others_the_clean_one(tiny_data: Path, tiny_cache: Path) -> None:
+    reader = CacheReader(tiny_cache)
+    for sample in scan_folder(tiny_data).samples:
+        views = reader.views_of(int(reader.find([sample.key])[0])).tolist()
+        assert views == ([0, 1, 2] if sample.split == "train" else [0])
+
+
+def test_rows_hold_the_drawn_numbers_the_witness_and_the_logits_of_their_view(
+    tiny_data: Path, tiny_cache: Path, tiny_teacher: Path
+) -> None:
+    reader, samples = CacheReader(tiny_cache), scan_folder(tiny_data).of_split("train")
+    prompts = {name: tuple(texts) for name, texts in reader.manifest.identity["teacher"]["prompts"].items()}
+    teacher = SiglipTeacher(str(tiny_teacher), prompts, device="cpu", precision="fp32")
+    for sample in samples[:4]:
+        row = int(reader.row(reader.find([sample.key]), [2])[0])
+        expected = draw(ViewPolicy(), sample.key, 2, 0)
+        np.testing.assert_array_equal(reader.params([row])[0], expected)
+        view = render(read_sample(sample), expected, 32)
+        np.testing.assert_array_equal(reader.witness([row])[0], witness(view))
+        embedding = teacher.embed(view[None])
+        np.testing.assert_allclose(reader.logits([row]), teacher.head.logits(embedding), atol=1e-4)
+        np.testing.assert_allclose(reader.feature([row]), embedding, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_arrays_are_equal_for_any_number_of_workers(
+    workers: int, tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
+) -> None:
+    other = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, workers=workers))
+    assert_same_arrays(other.path, tiny_cache)
+
+
+def test_an_interrupted_build_goes_on_and_ends_in_the_same_arrays(
+    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "t.h5", 0
+    embed = SiglipTeacher.embed
+
+    def interrupted(self: SiglipTeacher, pixels: object) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 15:
+            raise KeyboardInterrupt
+        return embed(self, pixels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SiglipTeacher, "embed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(tiny_data, out, tiny_build)
+    assert not out.exists()
+    monkeypatch.setattr(SiglipTeacher, "embed", embed)
+    resumed = build_cache(tiny_data, out, tiny_build)
+    assert 0 < resumed.n_computed < resumed.n_rows == 120
+    assert_same_arrays(out, tiny_cache)
+    assert not out.with_name("t.h5.parts").exists()
+
+
+def test_repeating_a_finished_build_computes_nothing(tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path) -> None:
+    out = build_cache(tiny_data, tmp_path / "t.h5", tiny_build).path
+    before = out.read_bytes()
+    assert build_cache(tiny_data, out, tiny_build).n_computed == 0
+    assert out.read_bytes() == before
+
+
+def test_a_cache_is_extended_by_new_images_and_new_views(
+    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
+) -> None:
+    fewer = shutil.copytree(tiny_data, tmp_path / "fewer")
+    for path in fewer.glob("train/*/00003.png"):
+        path.unlink()
+    out = build_cache(fewer, tmp_path / "t.h5", dataclasses.replace(tiny_build, views=2)).path
+    extended = build_cache(tiny_data, out, tiny_build)
+    assert extended.n_computed == 5 * 3 + 25  # a new image of each class, and view 2 of the 25 others
+    assert_same_arrays(out, tiny_cache)
+
+
+def test_another_recipe_is_refused_and_the_file_left_alone(
+    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copy(tiny_cache, tmp_path / "t.h5"))
+    with pytest.raises(CacheError, match=r"views\.seed"):
+        build_cache(tiny_data, out, dataclasses.replace(tiny_build, seed=1))
+    assert out.read_bytes() == tiny_cache.read_bytes()
+
+
+def test_bad_images_are_all_listed_at_the_end_and_the_rest_is_kept(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    bad = sorted(data.glob("train/*/00001.png"))[:2]
+    for number, path in enumerate(bad):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n broken %d" % number)
+    with pytest.raises(BadImage, match=r"2 of 60 images cannot be decoded") as caught:
+        build_cache(data, tmp_path / "t.h5", tiny_build)
+    assert all(str(path) in str(caught.value) for path in bad)
+    for path in bad:
+        path.unlink()
+    assert build_cache(data, tmp_path / "t.h5", tiny_build).n_computed == 0
+
+
+def test_the_recipe_knows_what_answers_depend_on_and_nothing_else(
+    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
+) -> None:
+    recipe = CacheReader(tiny_cache).recipe_id
+    same = {"views": 1, "batch_size": 8}
+    moved = shutil.copytree(tiny_build.teacher, tmp_path / "moved-teacher")
+    for i, change in enumerate([{name: value} for name, value in same.items()] + [{"teacher": str(moved)}]):
+        built = build_cache(tiny_data, tmp_path / f"same-{i}.h5", dataclasses.replace(tiny_build, **change))  # type: ignore[arg-type]
+        assert CacheReader(built.path).recipe_id == recipe, change
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("".join(f"{c.name}: skin with {c.name}\n" for c in (tiny_data / "train").iterdir()))
+    others = ({"seed": 1}, {"precision": "bf16"}, {"prompts": prompts}, {"policy": ViewPolicy(brightness=0.1)})
+    for i, change in enumerate(others):
+        built = build_cache(tiny_data, tmp_path / f"other-{i}.h5", dataclasses.replace(tiny_build, **change))  # type: ignore[arg-type]
+        assert CacheReader(built.path).recipe_id != recipe, change
+
+
+def test_settings_out_of_range_say_what_they_got() -> None:
+    with pytest.raises(SettingError, match="views must be in 1..65535, got 0"):
+        BuildConfig(views=0)
+    with pytest.raises(SettingError, match="precision must be one of"):
+        BuildConfig(precision="fp8")
+
+
+def test_every_forward_pass_has_the_same_number_of_rows(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    embed = SiglipTeacher.embed
+
+    def watched(self: SiglipTeacher, pixels: object) -> np.ndarray:
+        sizes.append(len(pixels))  # type: ignore[arg-type]
+        return embed(self, pixels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SiglipTeacher, "embed", watched)
+    build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, batch_size=7))
+    assert set(sizes) == {7}
+    assert len(sizes) == -(-120 // 7)

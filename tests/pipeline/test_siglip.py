@@ -1,0 +1,121 @@
+"""The SigLIP teacher: its logits are the model's own, its identity is its weights and texts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from data.samples import FOLDER_TASK, scan_folder
+from data.views import CLEAN_ROW, render
+from pipeline.errors import TeacherError
+from pipeline.teachers.prompts import Prompts, default_prompts
+from pipeline.teachers.siglip import SiglipTeacher, resolve_precision
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_data: Path) -> Prompts:
+    return default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
+
+
+def load(folder: Path, prompts: Prompts, precision: str = "fp32") -> SiglipTeacher:
+    return SiglipTeacher(str(folder), prompts, device="cpu", precision=precision)
+
+
+def noise(n: int, size_px: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, size_px, size_px), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def test_logits_equal_logits_per_image_of_the_whole_model(tiny_teacher: Path, prompts: Prompts) -> None:
+    model = AutoModel.from_pretrained(tiny_teacher, local_files_only=True).eval()
+    processor = AutoProcessor.from_pretrained(tiny_teacher, local_files_only=True)
+    texts = [text for texts in prompts.values() for text in texts]
+    tokens = processor.tokenizer(texts, padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+    pixels = noise(5)
+    with torch.inference_mode():
+        expected = model(input_ids=tokens, pixel_values=pixels.float() / 127.5 - 1).logits_per_image.numpy()
+    teacher = load(tiny_teacher, prompts)
+    found = teacher.head.logits(teacher.embed(pixels))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert found.std() > 0.05, "a teacher that answers every image alike would make this test blind"
+
+
+def test_several_prompts_of_a_class_are_normalised_averaged_and_normalised(
+    tiny_teacher: Path, prompts: Prompts
+) -> None:
+    both = {name: (*texts, "a photo of " + texts[0]) for name, texts in prompts.items()}
+    single = [load(tiny_teacher, {n: (t[i],) for n, t in both.items()}).head.text_CD for i in (0, 1)]
+    expected = sum(single)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(load(tiny_teacher, both).head.text_CD, expected, atol=1e-6)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_on_the_thread_count(tiny_teacher: Path, prompts: Prompts) -> None:
+    teacher, pixels = load(tiny_teacher, prompts), noise(8)
+    together = teacher.head.logits(teacher.embed(pixels))
+    moved = teacher.head.logits(teacher.embed(pixels.flip(0)))[::-1]
+    np.testing.assert_array_equal(together, moved)
+    torch.set_num_threads(2)
+    try:
+        np.testing.assert_array_equal(teacher.head.logits(teacher.embed(pixels)), together)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_the_identity_knows_weights_and_prompts_but_not_the_path(
+    tiny_teacher: Path, prompts: Prompts, tmp_path: Path
+) -> None:
+    here = load(tiny_teacher, prompts).identity
+    moved = shutil.copytree(tiny_teacher, tmp_path / "elsewhere")
+    assert load(moved, prompts).identity == here
+    others = {name: (f"skin with {texts[0]}",) for name, texts in prompts.items()}
+    changed = load(tiny_teacher, others).identity
+    assert changed["prompt_tokens_sha256"] != here["prompt_tokens_sha256"]
+    model = AutoModel.from_pretrained(tiny_teacher, local_files_only=True)
+    with torch.no_grad():
+        model.vision_model.post_layernorm.bias[0] += 1e-3
+    model.save_pretrained(moved)
+    assert load(moved, prompts).identity["weights_sha256"] != here["weights_sha256"]
+
+
+def test_half_precision_stays_near_fp32(tiny_teacher: Path, prompts: Prompts) -> None:
+    exact = load(tiny_teacher, prompts)
+    half = load(tiny_teacher, prompts, "bf16")
+    difference = half.head.logits(half.embed(noise(6))) - exact.head.logits(exact.embed(noise(6)))
+    assert 0 < np.abs(difference).max() < 1.0
+
+
+def test_rows_that_are_not_finite_are_refused_with_the_remedy(tiny_teacher: Path, prompts: Prompts) -> None:
+    teacher = load(tiny_teacher, prompts)
+    with torch.no_grad():
+        teacher._tower.post_layernorm.bias.fill_(float("nan"))
+    with pytest.raises(TeacherError, match="--precision fp32"):
+        teacher.embed(noise(2))
+
+
+def test_auto_precision_is_resolved_by_device() -> None:
+    assert resolve_precision("auto", "cuda") == "fp16"
+    assert resolve_precision("auto", "cpu") in ("bf16", "fp32")
+    assert resolve_precision("bf16", "cuda") == "bf16"
+
+
+def test_a_folder_that_holds_no_teacher_is_refused(tmp_path: Path, prompts: Prompts) -> None:
+    with pytest.raises(TeacherError, match="is not a SigLIP teacher"):
+        load(tmp_path, prompts)
+    with pytest.raises(TeacherError, match="no such teacher folder"):
+        load(tmp_path / "nothing", prompts)
+
+
+def test_the_teacher_sees_the_pixels_that_its_own_processor_makes_but_for_the_resize(
+    tiny_teacher: Path, prompts: Prompts
+) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_teacher, local_files_only=True).image_processor
+    image = noise(1, 32)[0]
+    theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    teacher = load(tiny_teacher, prompts)
+    ours = (render(image, CLEAN_ROW, 32).float() / 255 - teacher._mean_3[0]) / teacher._std_3[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
