@@ -30,10 +30,11 @@ def main() -> None:
     """Run the command line and exit with its code."""
     problems = shadowing(Path(__file__).parent)
     if problems:
-        print("softlabel cannot start, other files have the names of its packages:", file=sys.stderr)
-        print(*(f"  {problem}" for problem in problems), sep="\n", file=sys.stderr)
-        print("rename them, or take their folder off PYTHONPATH", file=sys.stderr)
-        sys.exit(1)
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        sys.exit(
+            f"Error: other files have the names of softlabel's packages:\n{lines}\n"
+            "Rename them, or take their folder off PYTHONPATH"
+        )
     from pipeline.cli import run
 
     sys.exit(run(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Merge sealed files of one recipe into one sealed file, row by row, first source first.
 
 Never recomputes, repairs or averages a row. Memory is bounded: one source is open at a time, and its rows are scattered
-straight to their places. Run: `softlabel cache merge A.h5 B.h5 -o C.h5`.
+straight to their places. Run: `softlabel cache build DATA -o t.h5`, which merges its segments.
 
 Legend: R rows = (sample, view), S sources.
 """

@@ -1,6 +1,6 @@
 """Compare every block of 512 rows with its CRC-32: the slow, complete check, which also warms the page cache.
 
-Never repairs. Run: `softlabel cache verify FILE.h5`.
+Never repairs. Run: `softlabel cache build DATA -o t.h5`, which verifies what it resumes.
 """
 
 from collections.abc import Mapping

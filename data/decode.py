@@ -1,7 +1,8 @@
 """The one decoder: the bytes of an image file -> RGB uint8 tensor [3, H, W], for both stages alike.
 
 Never resizes, never normalises. Pillow decodes every format: torchvision's decoders gave the same pixels for JPEG and
-PNG but are deprecated. EXIF orientation is applied, alpha dropped, the first frame taken; 16-bit gray is scaled by 1/257.
+PNG but are deprecated. EXIF orientation is applied, alpha dropped, the first frame taken,
+16-bit gray scaled by 1/257.
 """
 
 from __future__ import annotations

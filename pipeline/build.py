@@ -11,7 +11,7 @@ import logging
 import platform
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +30,7 @@ from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loa
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError
-from pipeline.process import MAX_SEED, resolve_device
+from pipeline.process import MAX_SEED, deferred_interrupts, resolve_device
 from pipeline.teachers.prompts import default_prompts, read_prompts
 from pipeline.teachers.siglip import DEFAULT_TEACHER, PRECISIONS, SiglipTeacher, resolve_precision
 
@@ -188,10 +188,11 @@ def _compute(
     dataset = TeacherViews(wanted, config.policy, config.seed, teacher.size_px)
     workers = default_workers(teacher.device) if config.workers is None else config.workers
     bad: list[str] = []
-    with tqdm(total=total, unit="view", disable=None, smoothing=0.1) as progress:
+    progress = tqdm(total=total, unit="view", disable=None, smoothing=0.1)
+    with progress, deferred_interrupts() as check_interrupt:
         decoded = _good_ones(teacher_loader(dataset, workers), bad)
         try:
-            for item, embedding in _embed(decoded, teacher, batch_size):
+            for item, embedding in _embed(decoded, teacher, batch_size, check_interrupt):
                 logits = teacher.head.logits(embedding)
                 writer.add(
                     key=item.sample.key, views=item.view, params=item.params, witness=item.witness,
@@ -214,7 +215,7 @@ def _good_ones(items: Iterable[SampleViews], bad: list[str]) -> Iterator[SampleV
 
 
 def _embed(
-    items: Iterator[SampleViews], teacher: SiglipTeacher, batch_size: int
+    items: Iterator[SampleViews], teacher: SiglipTeacher, batch_size: int, after_pass: Callable[[], None]
 ) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
     """(item, float32 [V, D]) in order, through forward passes of exactly `batch_size` rows that cut across items."""
     waiting: deque[tuple[SampleViews, list[NDArray[np.float32]]]] = deque()
@@ -235,6 +236,7 @@ def _embed(
         padding = [torch.zeros_like(batch[0])] * (batch_size - len(batch))
         embedding_BD = teacher.embed(torch.stack(batch + padding))[: len(batch)]
         yield from _hand_out(embedding_BD, waiting)
+        after_pass()
 
 
 def _hand_out(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from pipeline.errors import SettingError
 
@@ -26,6 +32,38 @@ def tune_allocator() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Inside, Ctrl-C waits for the next call of the yielded function, which then raises KeyboardInterrupt.
+
+    Raised just anywhere it can leave the lock of a loader's queue taken, and the process then hangs on its way out
+    (seen, in a build with one worker). A second Ctrl-C is raised where it comes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    arrived = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.set()
+        signal.signal(signal.SIGINT, previous)
+        # Not through logging or sys.stderr: this may interrupt either of them half-way.
+        os.write(2, b"\nstopping after this batch; Ctrl-C again stops at once\n")
+
+    def check() -> None:
+        if arrived.is_set():
+            raise KeyboardInterrupt
+
+    # Where SIGINT is ignored (nohup, a shell's background job) it stays ignored.
+    if previous is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def resolve_device(device: str) -> str:

@@ -60,7 +60,7 @@ class TeacherTargets:
         return rows
 
     def epoch_rows(self, epoch: int, run_seed: int) -> NDArray[np.int64]:
-        """The row that each sample shows in an epoch, int64 [N]: each of its views once in V epochs, in random order."""
+        """The row that each sample shows in an epoch, int64 [N]: each view once in V epochs, in random order."""
         first = self.reader.first_row[self.index_N].astype(np.int64)
         n_views = self.reader.first_row[self.index_N + 1].astype(np.int64) - first
         offsets = [
@@ -90,7 +90,7 @@ class TeacherTargets:
             if (worst := int(np.abs(found - seen).max())) > tolerance:
                 raise CacheMismatch(
                     f"{sample.path} renders to another view than the teacher saw: its quadrant means differ by {worst} "
-                    f"levels, at most {tolerance} are expected. The cache comes from other rendering code: build it anew"
+                    f"levels, expected at most {tolerance}. The cache comes from other rendering code: build it anew"
                 )
 
 

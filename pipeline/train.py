@@ -31,7 +31,7 @@ from pipeline.inference import normalise
 from pipeline.losses.distillation import LossParts, distillation_loss
 from pipeline.metrics import Metrics, classification_metrics
 from pipeline.optimisation import MovingAverage, learning_rate
-from pipeline.process import MAX_SEED, derived_seed, resolve_device
+from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget
 from pipeline.targets import TeacherTargets
@@ -206,16 +206,17 @@ class _Training:
     def run_epochs(self) -> TrainResult:
         """All epochs that are left."""
         started = time.perf_counter()
-        if not self._metrics:
-            self._save()  # an interrupt in the first epoch has something to resume from
-        while self._epoch < self._config.epochs:
-            row = self._one_epoch(self._epoch)
-            self._epoch += 1
-            self._metrics.append(row)
-            if is_best := row["val_macro_f1"] > self._best["macro_f1"]:
-                self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
-            self._save()
-            log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
+        with deferred_interrupts() as self._check_interrupt:
+            if not self._metrics:
+                self._save()  # an interrupt in the first epoch has something to resume from
+            while self._epoch < self._config.epochs:
+                row = self._one_epoch(self._epoch)
+                self._epoch += 1
+                self._metrics.append(row)
+                if is_best := row["val_macro_f1"] > self._best["macro_f1"]:
+                    self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
+                self._save()
+                log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
         wall_s = time.perf_counter() - started
         return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
 
@@ -231,6 +232,7 @@ class _Training:
             step = epoch * len(batches) + number
             parts = self._step(pixels, index_B, rows_N, step, len(batches) * self._config.epochs)
             parts_sum += np.array([part.item() for part in parts]) * len(index_B)
+            self._check_interrupt()
         trained_s = time.perf_counter() - started
         if not np.isfinite(parts_sum).all():
             raise RunError(
@@ -292,6 +294,7 @@ class _Training:
             if kept is not None:
                 kept.append(pixels)
             yield pixels
+            self._check_interrupt()
         if kept is not None:
             self._val_pixels = torch.cat(kept)
 

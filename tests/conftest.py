@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +81,10 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
         return code, captured.out, captured.err
 
     return run_words
+
+
+@pytest.fixture
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """For processes: this environment on one thread, without tokens and with an empty hub cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTEST"))}
+    return {**kept, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ class LossParts(NamedTuple):
 
 
 def hard_loss(student_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy in nats, mean over the labelled samples: [B, C] logits, int64 [B] -> scalar; 0 if none is labelled."""
+    """Cross-entropy in nats, mean over the labelled samples; [B, C], int64 [B] -> scalar, 0 if none has a label."""
     n_labelled = (labels_B != UNLABELLED).sum().clamp(min=1)
     return F.cross_entropy(student_BC, labels_B, ignore_index=UNLABELLED, reduction="sum") / n_labelled
 

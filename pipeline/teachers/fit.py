@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SmallSiglip:
-    """The shape of a small SigLIP model. Its text tower has the same width and one layer: it reads a few class names."""
+    """The shape of a small SigLIP model. Its text tower has the same width and one layer."""
 
     size_px: int = 64
     patch_px: int = 8
-    width: int = 128
-    layers: int = 4
+    width: int = 96
+    layers: int = 3
     heads: int = 4
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class FitConfig:
 
     shape: SmallSiglip = SmallSiglip()
     epochs: int = 20
-    batch_size: int = 64
+    batch_size: int = 32
     lr_peak: float = 1e-3
     weight_decay: float = 0.05
     seed: int = 0

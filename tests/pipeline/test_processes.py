@@ -1,0 +1,118 @@
+"""Whole commands as processes: what they import, and how they answer Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cache import CacheReader
+
+STUDENT = ("--student", "shufflenet_v2_x0_5", "--student-size", "32", "--batch-size", "8")
+
+
+def start(environment: dict[str, str], folder: Path, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "softlabel", *(str(word) for word in words)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Ctrl-C as a terminal sends it: to the whole process group."""
+    os.killpg(process.pid, signal.SIGINT)
+    return finish(process)
+
+
+def resuming_words(err: str) -> list[str]:
+    """The words after `softlabel` in the line that goes on."""
+    line = err.strip().splitlines()[-1].strip()
+    words = shlex.split(line)
+    assert words[0] == "softlabel", err
+    return words[1:]
+
+
+def test_stage_two_never_loads_the_teacher_or_its_libraries_in_any_process(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    # Every process of the command, spawned workers included, reports each import on its standard error.
+    environment = {**clean_environment, "PYTHONPROFILEIMPORTTIME": "1"}
+    train = start(
+        environment, tmp_path, "train", tiny_data, tiny_cache, "-o", "run", "--epochs", 1, "--workers", 2, *STUDENT
+    )
+    evaluate = ("evaluate", "run", tiny_data, "--split", "test", "--workers", 2)
+    for process in (train, None):
+        code, _, err = finish(process or start(environment, tmp_path, *evaluate))
+        assert code == 0, err[-2000:]
+        imported = [line.rsplit("|", 1)[1].strip() for line in err.splitlines() if line.startswith("import time:")]
+        assert imported.count("data.loaders") == 3, "the main process and two spawned workers must have reported"
+        forbidden = [name for name in imported if name.split(".")[0] == "transformers" or "pipeline.teachers" in name]
+        assert forbidden == []
+
+
+def test_importing_the_cache_loads_no_torch() -> None:
+    check = "import sys, cache; sys.exit(str(sorted({'torch', 'torchvision', 'transformers'} & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_in_a_build_exits_130_and_names_the_line_that_goes_on(
+    workers: int, tiny_data: Path, tiny_teacher: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    words = ("cache", "build", tiny_data, "-o", "t.h5", "--teacher", tiny_teacher, "--precision", "fp32")
+    slow = ("--views", 400, "--batch-size", 1, "--workers", workers)
+    process = start(clean_environment, tmp_path, *words, *slow)
+    wait_for(lambda: any((tmp_path / "t.h5.parts").glob("*.h5")), process)
+    code, _, err = interrupt(process)
+    assert code == 130, err
+    assert "Traceback" not in err
+    again = resuming_words(err)
+    assert again[:2] == ["cache", "build"]
+    assert not (tmp_path / "t.h5").exists()
+    # The same line, to its end: fewer views of the same recipe, so that the test does not wait for 12,000.
+    again[again.index("--views") + 1] = "3"
+    code, out, err = finish(start(clean_environment, tmp_path, *again))
+    assert code == 0, err
+    assert CacheReader(tmp_path / "t.h5").n_rows >= 120
+    assert "views of 60 images" in out
+
+
+def test_ctrl_c_in_training_exits_130_and_names_the_line_that_goes_on(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    words = ("train", tiny_data, tiny_cache, "-o", "run", "--epochs", 6, "--workers", 1, *STUDENT)
+    process = start(clean_environment, tmp_path, *words)
+    wait_for(lambda: (tmp_path / "run" / "best.pt").exists(), process)
+    code, _, err = interrupt(process)
+    assert code == 130, err
+    assert "Traceback" not in err
+    again = resuming_words(err)
+    assert again[-1] == "--resume"
+    code, out, err = finish(start(clean_environment, tmp_path, *again))
+    assert code == 0, err
+    assert "resumed  after epoch" in err
+    assert out.startswith("run: best epoch")
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 6
+
+
+def wait_for(condition: object, process: subprocess.Popen[str], limit_s: float = 90) -> None:
+    """Until the condition holds; fails with the process's output where it ends before."""
+    started = time.monotonic()
+    while not condition():  # type: ignore[operator]
+        if process.poll() is not None:
+            raise AssertionError(f"ended too early: {process.communicate()}")
+        assert time.monotonic() - started < limit_s, "nothing happened"
+        time.sleep(0.02)

@@ -1,0 +1,128 @@
+"""Class names become prompts: cleaned, expanded where they are known codes, refused where nobody could know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SettingError
+from pipeline.teachers.prompts import DIAGNOSIS_CODES, clean_class_name, default_prompts, read_prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("1. Eczema 1677", "eczema"),
+        ("2. Melanoma 15.75k", "melanoma"),
+        ("3. Atopic Dermatitis - 1.25k", "atopic dermatitis"),
+        ("10. Warts Molluscum and other Viral Infections - 2103", "warts molluscum and other viral infections"),
+        ("Benign_Keratosis", "benign keratosis"),
+        ("04-basal cell  carcinoma", "basal cell carcinoma"),
+        ("7_nevus_1,234", "nevus"),
+        ("  Melanoma ", "melanoma"),
+        ("Melanocytic Nevi (NV) - 7970", "melanocytic nevi (nv)"),
+        ("nv", "nv"),
+        ("5", "5"),
+    ],
+)
+def test_numbering_and_counts_are_cleaned_away(name: str, cleaned: str) -> None:
+    assert clean_class_name(name) == cleaned
+
+
+def test_default_prompts_are_bare_condition_names_in_the_order_of_the_classes() -> None:
+    found = default_prompts(["1. Eczema 1677", "acne", "Lichen_Planus"])
+    assert list(found.items()) == [
+        ("1. Eczema 1677", ("eczema",)),
+        ("acne", ("acne",)),
+        ("Lichen_Planus", ("lichen planus",)),
+    ]
+
+
+@pytest.mark.parametrize("code", ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"])
+def test_every_ham10000_code_is_expanded(code: str) -> None:
+    (expanded,) = default_prompts([code])[code]
+    assert expanded == DIAGNOSIS_CODES[code]
+    assert len(expanded) > len(code) + 3
+    assert default_prompts([f"3. {code.upper()} 120"]) == {f"3. {code.upper()} 120": (expanded,)}
+
+
+def test_other_codes_are_refused_all_at_once_with_the_way_out() -> None:
+    with pytest.raises(SettingError, match="--prompts FILE") as caught:
+        default_prompts(["melanoma", "xyz", "c4", "bcc", "tschm", "class_a1b"])
+    text = str(caught.value)
+    assert all(name in text for name in ("xyz", "c4"))
+    assert not any(name in text for name in ("melanoma", "bcc"))
+
+
+def test_classes_that_would_share_a_prompt_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"same prompt \(melanoma\): pass --prompts"):
+        default_prompts(["mel", "Melanoma", "nevus"])
+    with pytest.raises(SettingError, match="same prompt"):
+        default_prompts(["grade 1", "grade 2"])
+
+
+def prompts_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_gives_one_or_several_prompts_a_class_in_the_order_of_the_classes(tmp_path: Path) -> None:
+    path = prompts_file(tmp_path, "nv: a mole\nmel:\n  - melanoma\n  - a photo of melanoma, ü\n")
+    found = read_prompts(path, ["mel", "nv"])
+    assert list(found.items()) == [("mel", ("melanoma", "a photo of melanoma, ü")), ("nv", ("a mole",))]
+
+
+def test_yaml_words_stay_the_texts_they_are(tmp_path: Path) -> None:
+    path = prompts_file(tmp_path, "no: nothing\n1.0: first\nyes: true\n0012: null\n")
+    expected = {"no": ("nothing",), "1.0": ("first",), "yes": ("true",), "0012": ("null",)}
+    assert read_prompts(path, list(expected)) == expected
+
+
+def test_every_missing_unknown_or_empty_class_is_named_at_once(tmp_path: Path) -> None:
+    path = prompts_file(tmp_path, "melanomma: dark\nnv: ''\ndf: []\nvasc: [red, '  ']\nbkl: [[nested]]\n")
+    with pytest.raises(SettingError) as caught:
+        read_prompts(path, ["melanoma", "nv", "df", "vasc", "bkl", "bcc"])
+    text = str(caught.value)
+    assert text.startswith(str(path))
+    assert "no prompt for 'melanoma'" in text
+    assert "no prompt for 'bcc'" in text
+    assert "unknown class 'melanomma'; did you mean 'melanoma'?" in text
+    for name in ("nv", "df", "vasc", "bkl"):
+        assert f"'{name}' needs a text or a list of texts" in text
+
+
+def test_a_mapping_in_the_place_of_a_text_is_refused(tmp_path: Path) -> None:
+    """A colon in a prompt without quotes makes one; its keys alone would be a silent other prompt."""
+    path = prompts_file(tmp_path, "nv: a mole\nmel:\n  a photo of: melanoma\n")
+    with pytest.raises(SettingError, match="'mel' needs a text or a list of texts"):
+        read_prompts(path, ["mel", "nv"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- mel\n- nv\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("just words", "must be a mapping"),
+        ("mel: [open\nnv: x\n", "is not YAML"),
+        ("mel: a: b\n", "is not YAML"),
+        ("? [a, b]\n: x\n", "is not YAML"),
+        ("mel: !!python/object/apply:os.getcwd []\nnv: x\n", "needs a text|is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = prompts_file(tmp_path, text)
+    with pytest.raises(SettingError, match=reason) as caught:
+        read_prompts(path, ["mel", "nv"])
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"cannot read the prompts in .*none\.yaml: No such file"):
+        read_prompts(tmp_path / "none.yaml", ["mel"])
+    (tmp_path / "bytes.yaml").write_bytes(b"mel: caf\xe9\n")
+    with pytest.raises(SettingError, match="is not YAML"):
+        read_prompts(tmp_path / "bytes.yaml", ["mel"])

@@ -1,0 +1,194 @@
+"""Stage two: it learns, resumes exactly, refuses before it spends, and never touches test."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.samples import scan_folder
+from pipeline import train as module
+from pipeline.errors import OutputExists, OverBudget, RunError, SettingError
+from pipeline.inference import load_student
+from pipeline.runs import METRIC_COLUMNS, RunFolder
+from pipeline.train import TrainConfig, saved_config, train
+
+CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
+TIMES = {"images_per_s", "wall_s"}
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what no two runs share."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def test_a_run_folder_holds_what_the_documentation_says(tiny_run: Path, tiny_data: Path) -> None:
+    assert {path.name for path in tiny_run.iterdir()} == {
+        "last.pt", "best.pt", "metrics.csv", "config.json", "classes.json",
+    }  # fmt: skip
+    assert (tiny_run / "metrics.csv").read_text().splitlines()[0] == ",".join(METRIC_COLUMNS)
+    assert [row["epoch"] for row in metrics(tiny_run)] == ["1", "2"]
+    assert json.loads((tiny_run / "classes.json").read_text()) == list(scan_folder(tiny_data).classes["class"])
+    assert json.loads((tiny_run / "config.json").read_text())["temperature"] == 4.0
+    torch.load(tiny_run / "last.pt", weights_only=True)
+    torch.load(tiny_run / "best.pt", weights_only=True)
+
+
+def test_hard_and_soft_loss_are_apart_and_make_up_the_total(tiny_run: Path) -> None:
+    for row in metrics(tiny_run):
+        total = 0.3 * float(row["loss_hard"]) + 0.7 * float(row["loss_soft"])
+        assert float(row["loss"]) == pytest.approx(total, rel=1e-4)
+        assert float(row["loss_soft"]) > 0
+
+
+def test_a_student_learns_its_teachers_answers(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=12, alpha=0.0)
+    train(tiny_data, tiny_cache, tmp_path / "run", config, workers=0)
+    soft = [float(row["loss_soft"]) for row in metrics(tmp_path / "run")]
+    assert soft[-1] < 0.5 * soft[0]
+
+
+def test_without_a_teacher_the_soft_loss_takes_no_part(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, teacher=False), workers=0)
+    for row in metrics(tmp_path / "run"):
+        assert float(row["loss_soft"]) == 0
+        assert row["loss"] == row["loss_hard"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    train(tiny_data, tiny_cache, tmp_path / "same", CONFIG, workers=2)
+    train(tiny_data, tiny_cache, tmp_path / "other", dataclasses.replace(CONFIG, seed=1), workers=0)
+    assert metrics(tmp_path / "same") == metrics(tiny_run)
+    assert metrics(tmp_path / "other") != metrics(tiny_run)
+
+
+@pytest.mark.parametrize("during", ["first epoch", "second epoch"])
+def test_a_resumed_run_equals_an_undisturbed_one(
+    during: str, tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, stop_at = 0, {"first epoch": 2, "second epoch": 6}[during]
+    loss = module.distillation_loss
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == stop_at:
+            raise KeyboardInterrupt
+        return loss(*arguments, **options)
+
+    monkeypatch.setattr(module, "distillation_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+    monkeypatch.setattr(module, "distillation_loss", loss)
+    train(tiny_data, tiny_cache, tmp_path / "run", saved_config(tmp_path / "run"), resume=True, workers=0)
+    assert metrics(tmp_path / "run") == metrics(tiny_run)
+    one, other = (RunFolder(path).load_last() for path in (tmp_path / "run", tiny_run))
+    for name, weights in one["model"].items():
+        assert torch.equal(weights, other["model"][name]), name
+
+
+def test_best_and_metrics_follow_from_last_after_a_kill_between_them(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for name in ("best.pt", "metrics.csv", "config.json", "classes.json"):
+        (run / name).unlink()
+    train(tiny_data, tiny_cache, run, saved_config(run), resume=True, workers=0)
+    assert metrics(run) == metrics(tiny_run)
+    best = RunFolder(tiny_run).load_last()["best"]["epoch"]
+    assert (run / "best.pt").exists() == (best == 2)
+
+
+def test_resuming_with_other_settings_lists_every_difference(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = (run / "last.pt").read_bytes()
+    with pytest.raises(RunError, match=r"(?s)epochs: the run has 2, this call 9.*alpha: the run has 0\.3"):
+        train(tiny_data, tiny_cache, run, dataclasses.replace(CONFIG, alpha=0.5, epochs=9), resume=True, workers=0)
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_folder_that_is_not_empty_is_refused_with_both_remedies(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path
+) -> None:
+    with pytest.raises(OutputExists, match=r"--resume, or choose another -o"):
+        train(tiny_data, tiny_cache, tiny_run, CONFIG)
+
+
+def test_resuming_where_there_is_nothing_says_so(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="start one without --resume"):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True)
+
+
+def test_a_student_over_the_budget_is_refused_before_training(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    large = dataclasses.replace(CONFIG, student="shufflenet_v2_x2_0", budget_mb=6)
+    with pytest.raises(OverBudget, match=r"the largest that fits is shufflenet_v2_x1_0"):
+        train(tiny_data, tiny_cache, tmp_path / "run", large)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_is_split_off_train_where_there_is_no_val_and_test_is_never_read(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    shutil.rmtree(data / "val")
+    read = set()
+    decode = module.StudentLoader.__call__
+
+    def watched(self: Any, batches: Any) -> Any:
+        read.update(item.sample.split for batch in batches for item in batch)
+        return decode(self, batches)
+
+    monkeypatch.setattr(module.StudentLoader, "__call__", watched)
+    with caplog.at_level(logging.INFO):
+        train(data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, epochs=1, val_fraction=0.2), workers=0)
+    assert read == {"train"}
+    assert "24 train, 6 val (20% of train, by class)" in caplog.text
+
+
+def test_the_start_shows_the_teacher_beside_the_majority_share(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, epochs=1), workers=0)
+    assert "always the largest class: 0.200" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = module.distillation_loss
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        return type(parts := loss(*arguments, **options))(*(part * float("nan") for part in parts))
+
+    monkeypatch.setattr(module, "distillation_loss", broken)
+    with pytest.raises(RunError, match="lower --lr"):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+    assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
+
+
+def test_the_best_epoch_is_the_one_of_the_highest_macro_f1(tiny_run: Path) -> None:
+    rows = metrics(tiny_run)
+    best = max(rows, key=lambda row: float(row["val_macro_f1"]))
+    assert torch.load(tiny_run / "best.pt", weights_only=True)["epoch"] == int(best["epoch"])
+    assert load_student(tiny_run, "cpu").card.student == "shufflenet_v2_x0_5"
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("alpha", 1.1), ("epochs", 0), ("batch_size", 1)])
+def test_settings_out_of_range_say_what_they_got(name: str, value: float) -> None:
+    with pytest.raises(SettingError, match=rf"{name} must be in .*, got {value}"):
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
