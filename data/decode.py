@@ -34,8 +34,8 @@ def decode(encoded: bytes, name: str) -> Tensor:
         raise BadImage(f"{name}: the file is empty")
     try:
         with warnings.catch_warnings():
-            # Pillow warns at half of its limit; ours below says it once and clearly.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns at half of its limit and beside some of its errors; the errors below say it once.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded)) as opened:
                 _check_pixel_count(opened, name)
                 image = _as_rgb(ImageOps.exif_transpose(opened))

@@ -135,7 +135,7 @@ class StudentLoader:
             iterator = iter(self._loader)
         for batch in iterator:
             if isinstance(batch, BadImage):
-                raise batch
+                raise BadImage(str(batch))
             yield batch
 
 

@@ -6,6 +6,7 @@ validation and test scores stay comparable.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -63,11 +64,15 @@ def stratified_subset(label_of: Mapping[bytes, str], fraction: float, seed: int)
 
 def _read(path: Path) -> dict[bytes, str]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != _COLUMNS:
                 raise BadSamples(f"{path} is not a split file: expected the columns {', '.join(_COLUMNS)}")
             assigned = {bytes.fromhex(row["key"]): row["split"] for row in reader}
+            if any(len(key) != 16 for key in assigned):
+                raise ValueError("a key is not 32 hex digits")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): restore it, or pass --split-file FILE") from error
     except (ValueError, UnicodeDecodeError, TypeError) as error:
         if isinstance(error, BadSamples):
             raise
@@ -86,7 +91,8 @@ def _write(assigned: Mapping[bytes, str], name_of: Mapping[bytes, str], path: Pa
             writer.writerows((split, name_of[key], key.hex()) for key, split in assigned.items())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DataError(
             f"the split of this folder cannot be saved in {path} ({error.strerror}): pass --split-file FILE"
         ) from error

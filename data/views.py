@@ -48,12 +48,16 @@ class ViewPolicy:
     contrast: float = 0.2
     saturation: float = 0.2
     geometry: str = "warp"
-    """`warp`: the crop fills the square (the course's transform). `pad`: black bars keep the proportions."""
+    """`warp`: the crop fills the square (the course's transform). `pad`: bars keep the proportions; they are black
+    before the colours are drawn, which apply to the whole view."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         if not 0 < self.crop_area_min <= 1:
             raise ValueError(f"crop_area_min must be in (0, 1], got {self.crop_area_min}")
-        if self.crop_ratio_max < 1:
+        if not 1 <= self.crop_ratio_max < math.inf:
             raise ValueError(f"crop_ratio_max must be at least 1, got {self.crop_ratio_max}")
         for name in ("hflip_probability", "vflip_probability", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
@@ -78,6 +82,8 @@ class ViewPolicy:
         kinds = {field.name: field.type for field in fields(cls)}
         if unknown := set(identity) - set(kinds) - set(expected):
             raise ValueError(f"unknown view settings: {', '.join(sorted(unknown))}")
+        if lacking := set(kinds) - set(identity):
+            raise ValueError(f"view settings that are missing: {', '.join(sorted(lacking))}")
         settings: dict[str, Any] = {
             name: float.fromhex(identity[name]) if kind == "float" else identity[name] for name, kind in kinds.items()
         }
@@ -96,6 +102,8 @@ def draw(policy: ViewPolicy, key: bytes, view: int, seed: int) -> NDArray[np.flo
     area = policy.crop_area_min + u[0] * (1 - policy.crop_area_min)
     stretch = math.exp((2 * u[1] - 1) * math.log(policy.crop_ratio_max))
     width, height = min(1.0, math.sqrt(area * stretch)), min(1.0, math.sqrt(area / stretch))
+    # Where one side was cut to 1, the other alone has to keep the smallest area.
+    width, height = max(policy.crop_area_min, width), max(policy.crop_area_min, height)
     row = [
         u[2] * (1 - width), u[3] * (1 - height), width, height,
         float(u[4] < policy.hflip_probability), float(u[5] < policy.vflip_probability),
@@ -164,23 +172,20 @@ def _crop_warped(image: Tensor, crop_xywh_frac: tuple[float, float, float, float
 
 
 def _crop_padded(image: Tensor, crop_xywh_frac: tuple[float, float, float, float], size_px: int) -> Tensor:
-    """The crop of the zero-padded square, without making that square: only the part that shows the image is resized."""
+    """The crop of the zero-padded square, without making that square: only the crop itself is padded."""
     view = torch.zeros(3, size_px, size_px, dtype=torch.uint8)
     side_px = max(image.shape[-2:])
-    source, target = [], []
+    inside, bars = [], []
     for start, length, full_px in zip(crop_xywh_frac[:2], crop_xywh_frac[2:], image.shape[:-3:-1], strict=True):
         low, high = _edges(start, length, side_px)
         offset = (side_px - full_px) // 2
-        inside = max(low, offset), min(high, offset + full_px)
-        if inside[1] <= inside[0]:
+        first, last = max(low, offset), min(high, offset + full_px)
+        if last <= first:
             return view
-        source.append((inside[0] - offset, inside[1] - offset))
-        target.append(_edges((inside[0] - low) / (high - low), (inside[1] - inside[0]) / (high - low), size_px))
-    (left, right), (top, bottom) = source
-    (to_left, to_right), (to_top, to_bottom) = target
-    part = _resize(image[:, top:bottom, left:right], to_bottom - to_top, to_right - to_left)
-    view[:, to_top:to_bottom, to_left:to_right] = part
-    return view
+        inside.append(slice(first - offset, last - offset))
+        bars.append((first - low, high - last))
+    part = image[:, inside[1], inside[0]]
+    return _resize(F.pad(part, [bars[0][0], bars[1][0], bars[0][1], bars[1][1]]), size_px, size_px)
 
 
 def witness(view: Tensor) -> NDArray[np.uint8]:
@@ -189,10 +194,10 @@ def witness(view: Tensor) -> NDArray[np.uint8]:
     Proves crop, flips, turns and colours of a view at another size within one level from 64 pixels on, two below;
     does not prove interpolation or decoder.
     """
-    half = view.shape[-1] // 2
-    halves = slice(None, half), slice(half, None)
-    quadrants = [view[:, rows, columns].double().mean(dim=(1, 2)) for rows in halves for columns in halves]
-    means = torch.stack(quadrants, dim=1)
+    half = view.shape[-1] / 2
+    first = (half - torch.arange(view.shape[-1], dtype=torch.float64)).clamp(0, 1)
+    halves = torch.stack([first, first.flip(0)])  # a middle row of odd sizes belongs to both halves by half
+    means = (halves @ view.double() @ halves.T / half**2).flatten(1)
     return (means + 0.5).floor().to(torch.uint8).flatten().numpy()
 
 

@@ -5,7 +5,8 @@ Never trains, never loads weights. Any classifier of torchvision, by its torchvi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def build_student(name: str, n_classes: int, size_px: int, seed: int = 0) -> nn.
 def _construct(name: str, n_classes: int, size_px: int) -> nn.Module:
     if name not in student_names():
         raise SettingError(
-            f"no torchvision classifier is called '{name}'{did_you_mean(name, student_names())} "
+            f"no torchvision classifier is called '{name}'{did_you_mean(name, student_names()) or '.'} "
             f'All names: python -c "import torchvision; print(torchvision.models.list_models())"'
         )
     options: dict[str, Any] = {"num_classes": n_classes}
@@ -56,9 +57,27 @@ def _construct(name: str, n_classes: int, size_px: int) -> nn.Module:
         raise SettingError(f"{name} cannot be built for {size_px} px: {error}") from error
 
 
+@contextlib.contextmanager
+def _weightless() -> Iterator[None]:
+    """Weights of modules made inside move to the meta device at once.
+
+    Not `torch.device("meta")`, under which RegNet fails: it computes its widths with tensors.
+    """
+    register = nn.Module.register_parameter
+
+    def without_storage(self: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+        register(self, name, None if weight is None else nn.Parameter(weight.to("meta"), weight.requires_grad))
+
+    nn.Module.register_parameter = without_storage  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
 def parameter_bytes(name: str, n_classes: int, size_px: int) -> int:
     """Bytes of all weights and buffers, without allocating any of them: a lower bound of the exported file."""
-    with torch.device("meta"):
+    with _weightless():
         model = _construct(name, n_classes, size_px)
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 

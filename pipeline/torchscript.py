@@ -6,6 +6,7 @@ TorchScript is deprecated in favour of torch.export but is what course servers t
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import warnings
@@ -81,7 +82,7 @@ def to_bytes(model: nn.Module, card: StudentCard) -> bytes:
     """The exported file of a student, float32 weights, evaluation mode."""
     buffer = io.BytesIO()
     with _deprecation_expected():
-        scripted = torch.jit.script(model.eval())
+        scripted = torch.jit.script(copy.deepcopy(model).eval())
         torch.jit.save(scripted, buffer, _extra_files={CARD_NAME: card.to_json()})
     return buffer.getvalue()
 

@@ -76,7 +76,9 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
     problems += [
         f"'{name}' needs a text or a list of texts"
         for name, texts in prompts.items()
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts)
+        if isinstance(loaded[name], dict)
+        or not texts
+        or not all(isinstance(text, str) and text.strip() for text in texts)
     ]
     if problems:
         raise SettingError(f"{path}: {'; '.join(problems)}")

@@ -130,10 +130,12 @@ def test_stage_two_keeps_batches_targets_and_workers_over_passes(samples: list[S
     assert started == [started[0]] * 3
 
     # A file that changed ends a pass with one line, and the loader stays usable.
-    with pytest.raises(BadImage) as caught:
+    reasons = []
+    try:  # pytest.raises would keep this frame, and with it the workers
         list(load([*batches, items_of(samples[3], 1, 0)]))
-    assert str(caught.value) == f"{samples[3].path}: the file changed while it was in use"
-    assert "Traceback" not in str(caught.value)
+    except BadImage as error:
+        reasons.append(str(error))
+    assert reasons == [f"{samples[3].path}: the file changed while it was in use"]
     assert [targets.tolist() for _, targets in load(batches)] == [[item.target for item in batch] for batch in batches]
 
 
