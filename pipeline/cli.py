@@ -153,7 +153,7 @@ def cache() -> None:
 @click.option("--prompts", type=FILE, help="YAML: class -> prompt or list of prompts [the class names].")
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
-    help="auto = fp16 on a GPU, bf16 on a CPU that has it.",
+    help="auto = fp16 on a GPU, fp32 on a CPU.",
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Views in a forward pass [64 on a GPU, else 16].")
 @device_options

@@ -48,7 +48,7 @@ class DemoSize:
 
 
 FULL = DemoSize(
-    images_per_class={"train": 40, "val": 20, "test": 80}, teacher_images_per_class=500, teacher_epochs=7, seeds=3
+    images_per_class={"train": 30, "val": 16, "test": 80}, teacher_images_per_class=500, teacher_epochs=7, seeds=3
 )
 SMOKE = DemoSize(
     images_per_class={"train": 10, "val": 6, "test": 12}, teacher_images_per_class=120, teacher_epochs=6, seeds=1

@@ -34,13 +34,14 @@ _PROMPT_POOLING = "normalise-mean-normalise"
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """`auto` -> fp16 on a GPU (8 to 20 times closer to fp32 than bf16 there), bf16 or fp32 on a CPU."""
+    """`auto` -> fp16 on a GPU (8 to 20 times closer to fp32 than bf16 there), fp32 on a CPU.
+
+    On CPUs bf16 is between twice as fast and half as fast as fp32, and no flag of the processor says which: measured
+    at MedSigLIP's size on two that both have avx512_bf16 (docs/results.md).
+    """
     if precision != "auto":
         return precision
-    if device != "cpu":
-        return "fp16"
-    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if has_bf16 else "fp32"
+    return "fp32" if device == "cpu" else "fp16"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class SiglipTeacher:
         self.n_parameters = sum(p.numel() for p in model.vision_model.parameters())
         tower: nn.Module = model.vision_model
         del model
-        # On a CPU autocast at batch 4 and more costs 5 GB at MedSigLIP's size; bf16 weights are faster and smaller.
+        # On a CPU autocast at batch 4 and more costs 5 GB at MedSigLIP's size; bf16 weights do not.
         self._weights_dtype = _TORCH_DTYPE["bf16"] if (device, precision) == ("cpu", "bf16") else torch.float32
         self._tower = tower.to(device=device, dtype=self._weights_dtype).eval().requires_grad_(False)
         self._mean_3 = torch.tensor(self._mean, device=device).view(1, 3, 1, 1)
