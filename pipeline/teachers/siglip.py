@@ -13,6 +13,9 @@ import hashlib
 import itertools
 import json
 import logging
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,7 @@ def _load(source: str) -> tuple[Any, Any, Any]:
         if is_folder:
             raise TeacherError(f"{source} is not a SigLIP teacher: {_first_line(error)}") from error
     try:
+        _check_hub_is_reachable()
         return _from_pretrained(source, local_files_only=False)
     except (OSError, ValueError) as error:
         raise TeacherError(
@@ -144,6 +148,19 @@ def _load(source: str) -> tuple[Any, Any, Any]:
             "without a network, pass a folder that holds it: --teacher DIR\n"
             "To see the whole pipeline without any download: softlabel demo"
         ) from error
+
+
+def _check_hub_is_reachable() -> None:
+    """ConnectionError at once: without a network, a download is tried six times over half a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return  # only the proxy knows
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.create_connection((host, 443), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"no network connection to {host}") from error
 
 
 def _from_pretrained(source: str, *, local_files_only: bool) -> tuple[Any, Any, Any]:
