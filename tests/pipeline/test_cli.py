@@ -147,3 +147,20 @@ def test_an_unsplit_folder_is_split_once_for_all_commands(
     assert code == 0, err
     assert "split once" not in err
     assert cli("evaluate", tmp_path / "run", data)[0] == 0
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
+    from pipeline.build import BuildConfig
+    from pipeline.cli import cache_build
+    from pipeline.cli import train as train_command
+    from pipeline.train import TrainConfig
+
+    given = (
+        (cache_build, ["DATA", "-o", "t.h5"], BuildConfig()),
+        (train_command, ["DATA", "t.h5", "-o", "r"], TrainConfig()),
+    )
+    for command, words, settings in given:
+        parsed = command.make_context("softlabel", words).params
+        shared = {name: value for name, value in parsed.items() if hasattr(settings, name)}
+        assert len(shared) >= 8
+        assert shared == {name: getattr(settings, name) for name in shared}
