@@ -8,6 +8,7 @@ PNG but are deprecated. EXIF orientation is applied, alpha dropped, the first fr
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,12 @@ DECODER_VERSION = 1
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 PIXEL_LIMIT = 170_000_000
 """Width times height of the largest image that is decoded; Pillow's own hard limit is just above."""
+
+# What Pillow's readers raise for broken files, broken EXIF and TIFF tags included.
+_PILLOW_ERRORS = (
+    Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError,
+    struct.error, MemoryError,
+)  # fmt: skip
 
 
 def decode(encoded: bytes, name: str) -> Tensor:
@@ -41,9 +48,9 @@ def decode(encoded: bytes, name: str) -> Tensor:
                 image = _as_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise BadImage(f"{name}: cannot be decoded (not an image)") from error
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, BadImage):
-            raise
+    except BadImage:
+        raise
+    except _PILLOW_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BadImage(f"{name}: cannot be decoded ({reason})") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +102,8 @@ def _list_images(root: Path) -> list[tuple[Path, str, str]]:
         raise DataNotFound(f"no such folder: {root}; expected DATA/<split>/<class>/* or DATA/<class>/* with images")
     folders = _subfolders(root)
     unknown = [folder.name for folder in folders if folder.name not in _SPLIT_FOLDERS]
-    if "train" in {folder.name for folder in folders}:
+    only_splits = bool(folders) and not unknown and not any(_images_in(folder) for folder in folders)
+    if only_splits or "train" in {folder.name for folder in folders}:
         if unknown:
             raise BadSamples(
                 f"{root} has the folders {', '.join(unknown)} beside its splits; "
@@ -124,7 +125,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images_in(folder: Path) -> Iterable[Path]:
+def _images_in(folder: Path) -> list[Path]:
     named_so = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in named_so if not path.name.startswith(".") and path.is_file())
 

@@ -33,6 +33,9 @@ def load_or_make(
         if new:
             log.info("%s images are not in %s: they join train", f"{len(new):,}", path)
         return {**dict.fromkeys(new, "train"), **assigned}
+    rare = [f"{label} ({count})" for label, count in sorted(Counter(label_of.values()).items()) if count < 3]
+    if rare:
+        raise BadSamples(f"cannot split three ways: too few images of {', '.join(rare)}; at least 3 are needed")
     test = stratified_subset(label_of, TEST_FRACTION, seed)
     rest = {key: label for key, label in label_of.items() if key not in test}
     val = stratified_subset(rest, VAL_FRACTION / (1 - TEST_FRACTION), seed)
@@ -58,7 +61,9 @@ def stratified_subset(label_of: Mapping[bytes, str], fraction: float, seed: int)
     wanted = max(round(fraction * len(keys)), len(counts))
     if len(keys) - wanted < len(counts):
         raise BadSamples(f"cannot split {len(keys)} images of {len(counts)} classes by class: add images")
-    _, subset = train_test_split(keys, test_size=wanted, random_state=seed, stratify=[label_of[key] for key in keys])
+    _, subset = train_test_split(
+        keys, test_size=wanted, random_state=seed % 2**32, stratify=[label_of[key] for key in keys]
+    )
     return set(subset)
 
 

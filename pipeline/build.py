@@ -200,6 +200,7 @@ def _compute(
                     name=item.sample.name,
                 )  # fmt: skip
                 progress.update(len(item.view))
+            check_interrupt()
         except KeyboardInterrupt:
             writer.seal()
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -48,6 +49,9 @@ class LineHandler(logging.Handler):
 
 def run(arguments: list[str]) -> int:
     """The whole command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a command
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(arguments, prog_name="softlabel", standalone_mode=False)
     except click.ClickException as error:
@@ -73,7 +77,9 @@ def run(arguments: list[str]) -> int:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """The error bases of the packages that this process has loaded; importing them here would slow every start."""
     bases = (("data.errors", "DataError"), ("cache.errors", "CacheError"), ("pipeline.errors", "PipelineError"))
-    return tuple(getattr(sys.modules[module], name) for module, name in bases if module in sys.modules)
+    known = tuple(getattr(sys.modules[module], name) for module, name in bases if module in sys.modules)
+    # OSError: a folder without permission, a full disk; its text names the file.
+    return (*known, OSError)
 
 
 @contextlib.contextmanager
@@ -129,7 +135,7 @@ def data_options(command: Command) -> Command:
 
 
 def device_options(command: Command) -> Command:
-    """Where it runs: no option of these changes a result beyond its last digits."""
+    """Where it runs."""
     options = (
         click.option("--workers", type=click.IntRange(0), help="Loader processes [0 on a CPU, else cores - 1]."),
         click.option("--device", type=DEVICES, default="auto", show_default=True, help="auto = cuda, mps or cpu."),
@@ -164,9 +170,9 @@ def cache_build(data: Path, out: Path, split_file: Path | None, allow_duplicates
     Train images get all views, images of other splits the clean one. Repeating the command resumes an interrupted
     build, and adds images or views that are new.
     """
-    from pipeline.build import BuildConfig, build_cache
-
     with _goes_on_with(_same_command):
+        from pipeline.build import BuildConfig, build_cache
+
         result = build_cache(
             data, out, BuildConfig(**settings), split_file=split_file, allow_duplicates=allow_duplicates
         )
@@ -214,15 +220,15 @@ def train(
 
     Validates on the val split, or on a part of train; never on test.
     """
-    from pipeline.train import TrainConfig, saved_config
-    from pipeline.train import train as run_training
-
-    if resume:
-        given = {k: v for k, v in settings.items() if context.get_parameter_source(k) is ParameterSource.COMMANDLINE}
-        config = dataclasses.replace(saved_config(out), **given)
-    else:
-        config = TrainConfig(**settings)
     with _goes_on_with(lambda: _same_command("--resume") if (out / "last.pt").exists() else _same_command()):
+        from pipeline.train import TrainConfig, saved_config
+        from pipeline.train import train as run_training
+
+        if resume:
+            named = [name for name in settings if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+            config = dataclasses.replace(saved_config(out), **{name: settings[name] for name in named})
+        else:
+            config = TrainConfig(**settings)
         result = run_training(
             data, cache_file, out, config, resume=resume, device=device, workers=workers,
             split_file=split_file, allow_duplicates=allow_duplicates,
@@ -243,8 +249,11 @@ def evaluate(
     workers: int | None, split_file: Path | None, allow_duplicates: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL, a run folder or an exported file, on a split of DATA."""
+    from pipeline.errors import OutputExists
     from pipeline.evaluate import evaluate as run_evaluation
 
+    if json_file is not None and str(json_file) != "-" and json_file.exists():
+        raise OutputExists(f"{json_file} exists: choose another name, or delete it")
     result = run_evaluation(
         model, data, split=split, cache=cache_file, device=device, workers=workers,
         split_file=split_file, allow_duplicates=allow_duplicates,

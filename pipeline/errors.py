@@ -30,6 +30,11 @@ class OverBudget(PipelineError, ValueError):
     """A student whose exported file would be larger than the budget."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what another library said, or the kind of its error where it said nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheError, CacheReader
+from cache.errors import CacheMismatch
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.samples import FOLDER_TASK, Sample, scan_folder
 from data.views import CLEAN_ROW
@@ -53,8 +54,11 @@ class Evaluation:
         width = max(len(name) for name in (*self.classes, "class"))
         lines += ["", f"{'class':{width}}  precision  recall     f1  images"]
         for name, score in self.student.per_class.items():
-            numbers = f"{score['precision']:9.3f}  {score['recall']:6.3f}  {score['f1']:5.3f}  {score['support']:6.0f}"
-            lines.append(f"{name:{width}}  {numbers}")
+            shares = (score["precision"], score["recall"], score["f1"])
+            numbers = "  ".join(
+                f"{'-' if x is None else f'{x:.3f}':>{w}}" for x, w in zip(shares, (9, 6, 5), strict=True)
+            )
+            lines.append(f"{name:{width}}  {numbers}  {score['support']:6.0f}")
         columns = "".join(f"{i:>6}" for i in range(len(self.classes)))
         lines += ["", "confusion: rows true, columns predicted", f"{'':{width + 4}}{columns}"]
         for i, (name, row) in enumerate(zip(self.classes, self.student.confusion, strict=True)):
@@ -88,10 +92,10 @@ def evaluate(
     images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
     samples = images.of_split(split)
     labels = _labels(samples, student)
+    told = _teacher_logits(student, samples, cache, str(data))
     workers = default_workers(student.device) if workers is None else workers
     logits = clean_logits(student, samples, workers)
     classes = student.card.classes
-    told = _teacher_logits(student, samples, cache, str(data))
     return Evaluation(
         split=split,
         student=classification_metrics(logits, labels, classes),
@@ -125,12 +129,17 @@ def _teacher_logits(
     if path is None:
         return None
     try:
-        targets = TeacherTargets.join(CacheReader(path), samples, data)
+        reader = CacheReader(path)
+        if lacking := set(student.card.classes) - set(reader.tasks.get(FOLDER_TASK, ())):
+            raise CacheMismatch(f"{path} does not know the student's classes {', '.join(sorted(lacking))}")
+        if cache is None and reader.recipe_id != student.recipe_id:
+            raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
+        targets = TeacherTargets.join(reader, samples, data)
         rows = targets.clean_rows()
     except CacheError as error:
         if cache is not None:
             raise
         log.info("no agreement with the teacher: %s", error)
         return None
-    order = [targets.reader.tasks[FOLDER_TASK].index(name) for name in student.card.classes]
+    order = [reader.tasks[FOLDER_TASK].index(name) for name in student.card.classes]
     return targets.teacher_logits(rows)[:, order]

@@ -48,7 +48,8 @@ def export(run: str | Path, out: str | Path, *, budget_mb: float = 25.0) -> Expo
     artefact = torchscript.to_bytes(student.module, student.card)
     if len(artefact) > budget_mb * MB:
         raise OverBudget(
-            f"the file would have {len(artefact) / MB:.1f} MB, the budget is {budget_mb:g} MB; not written"
+            f"the file would have {len(artefact) / MB:.1f} MB, the budget is {budget_mb:g} MB: not written; "
+            "train a smaller student, or raise --budget-mb"
         )
     size_px = student.card.size_px
     noise = torch.randint(0, 256, (_N_COMPARED, 3, size_px, size_px), generator=torch.Generator().manual_seed(0))

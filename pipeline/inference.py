@@ -28,6 +28,8 @@ class Student:
     device: str
     run: RunFolder | None
     """The run folder it came from; None for an exported file."""
+    recipe_id: str = ""
+    """The recipe of the cache it was trained on; empty for an exported file."""
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> NDArray[np.float32]:
@@ -40,11 +42,16 @@ class Student:
         return np.concatenate([self.logits(pixels) for pixels in batches])
 
 
+def memory_format(device: str) -> torch.memory_format:
+    """channels_last (1.3 times faster on a CPU), but for MPS, where batch norm's backward pass fails with it."""
+    return torch.contiguous_format if device == "mps" else torch.channels_last
+
+
 def normalise(pixels: Tensor, card: StudentCard, device: str) -> Tensor:
-    """(RGB / 255 - mean) / std: uint8 [B, 3, S, S] -> float32 of the same shape, channels last."""
+    """(RGB / 255 - mean) / std: uint8 [B, 3, S, S] -> float32 of the same shape, on the device."""
     mean = torch.tensor(card.mean, device=device).mul_(255).view(1, 3, 1, 1)
     std = torch.tensor(card.std, device=device).mul_(255).view(1, 3, 1, 1)
-    inputs = pixels.to(device, non_blocking=True, memory_format=torch.channels_last).float()
+    inputs = pixels.to(device, memory_format=memory_format(device)).float()
     return inputs.sub_(mean).div_(std)
 
 
@@ -59,8 +66,8 @@ def load_student(path: str | Path, device: str) -> Student:
         module, card = torchscript.load(path, device)
         return Student(module, card, device, None)
     run = RunFolder(path)
-    weights, card, _ = run.load_best()
+    weights, card, ids = run.load_best()
     model = build_student(card.student, len(card.classes), card.size_px)
     model.load_state_dict(weights)
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Student(model.eval(), card, device, run)
+    model = model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
+    return Student(model.eval(), card, device, run, ids["recipe_id"])

@@ -1,6 +1,6 @@
 """Classification metrics of one task, by scikit-learn. N samples, C classes.
 
-Averages run over the classes that have samples; a class without any is nan in the per-class table, never a silent 0.
+Averages run over the classes that have samples; a class without any is None in the per-class table, never a silent 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Metrics:
     """Mean F1 over the classes that have samples."""
     majority_share: float
     """What always answering the most frequent class would score as accuracy."""
-    per_class: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, float | None]]
     """Class name -> precision, recall, f1, support."""
     confusion: list[list[int]]
     """Rows are true classes, columns predicted ones, in class order."""
@@ -49,7 +49,7 @@ def classification_metrics(
     columns = {"precision": precision, "recall": recall, "f1": f1}
     per_class = {
         name: {
-            **{column: float(values[i]) if present[i] else float("nan") for column, values in columns.items()},
+            **{column: float(values[i]) if present[i] else None for column, values in columns.items()},
             "support": int(support[i]),
         }
         for i, name in enumerate(classes)

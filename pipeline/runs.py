@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cache import durable
-from pipeline.errors import RunError
+from pipeline.errors import RunError, first_line
 from pipeline.torchscript import StudentCard
 
 METRIC_COLUMNS = (
@@ -45,7 +45,7 @@ class RunFolder:
 
     def follow(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
         """Bring the other files up to date with a checkpoint: done after each save and, for a killed one, at resume."""
-        if checkpoint["best"]["epoch"] == checkpoint["epoch"]:
+        if checkpoint["epoch"] and checkpoint["best"]["epoch"] == checkpoint["epoch"]:
             best = {"format": CHECKPOINT_FORMAT, "model": checkpoint["ema"], "card": card.to_json()}
             _write(self.best, {**best, "epoch": checkpoint["epoch"], "ids": checkpoint["ids"]})
         table = io.StringIO()
@@ -75,14 +75,14 @@ class RunFolder:
     def cache_path(self) -> Path | None:
         """Where the cache of this run was when it was trained."""
         try:
-            config = json.loads((self.path / "config.json").read_text())
+            config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
             return Path(config["cache"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} is damaged ({str(error).splitlines()[0]}); train this run anew") from error
+        raise RunError(f"{path} is damaged ({first_line(error)}); train this run anew") from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
     return content

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from pipeline import torchscript
-from pipeline.errors import OverBudget, SettingError, did_you_mean
+from pipeline.errors import OverBudget, SettingError, did_you_mean, first_line
 from pipeline.torchscript import StudentCard
 
 MB = 1_000_000
@@ -49,7 +49,7 @@ def _construct(name: str, n_classes: int, size_px: int) -> nn.Module:
     elif name == "maxvit_t":
         options["input_size"] = (size_px, size_px)
     elif name in ("googlenet", "inception_v3"):
-        # Without the auxiliary heads, whose second output no exported classifier has.
+        # Without the auxiliary heads: they serve training alone, by a loss of their own.
         options |= {"aux_logits": False, "init_weights": True}
     try:
         return torchvision.models.get_model(name, weights=None, **options)
@@ -80,6 +80,19 @@ def parameter_bytes(name: str, n_classes: int, size_px: int) -> int:
     with _weightless():
         model = _construct(name, n_classes, size_px)
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def check_input_size(model: nn.Module, name: str, size_px: int) -> None:
+    """Raise SettingError where the architecture cannot take images of this size."""
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size_px, size_px))
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(
+            f"{name} cannot take images of {size_px} px ({first_line(error)}): choose a larger --student-size"
+        ) from error
+    model.train(was_training)
 
 
 def check_budget(model: nn.Module, card: StudentCard, budget_mb: float) -> int:

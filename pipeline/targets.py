@@ -52,6 +52,12 @@ class TeacherTargets:
         """How the cache's views become a square."""
         return view_policy(self.reader).geometry
 
+    @property
+    def n_views_N(self) -> NDArray[np.int64]:
+        """How many views the cache has of each sample, int64 [N]."""
+        first_row = self.reader.first_row.astype(np.int64)
+        return first_row[self.index_N + 1] - first_row[self.index_N]
+
     def clean_rows(self) -> NDArray[np.int64]:
         """Rows of the clean views, int64 [N]; CacheMismatch where one is missing."""
         rows = self.reader.row(self.index_N, np.zeros(len(self.samples), np.int64))
@@ -62,10 +68,9 @@ class TeacherTargets:
     def epoch_rows(self, epoch: int, run_seed: int) -> NDArray[np.int64]:
         """The row that each sample shows in an epoch, int64 [N]: each view once in V epochs, in random order."""
         first = self.reader.first_row[self.index_N].astype(np.int64)
-        n_views = self.reader.first_row[self.index_N + 1].astype(np.int64) - first
         offsets = [
             _order(sample.key, int(views), epoch // int(views), run_seed)[epoch % int(views)]
-            for sample, views in zip(self.samples, n_views, strict=True)
+            for sample, views in zip(self.samples, self.n_views_N, strict=True)
         ]
         return first + np.array(offsets, np.int64)
 

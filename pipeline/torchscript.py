@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, first_line
 
 CARD_NAME = "softlabel.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -69,12 +69,29 @@ class StudentCard:
             raise RunError(f"the model's card is damaged: {error}") from error
 
 
+# Scripted, these return (logits, auxiliary logits) even without their auxiliary heads.
+_SEVERAL_OUTPUTS = ("googlenet", "inception_v3")
+
+
+class _FirstOutput(nn.Module):
+    """Only for scripting: the logits of a model that returns several outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(inputs)[0]
+        return logits
+
+
 @contextlib.contextmanager
 def _deprecation_expected() -> Iterator[None]:
     """torch.jit warns at every call that it is deprecated as a whole: known, see the top of this module."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Scripted (GoogleNet|Inception3) always returns")
         yield
 
 
@@ -82,7 +99,8 @@ def to_bytes(model: nn.Module, card: StudentCard) -> bytes:
     """The exported file of a student, float32 weights, evaluation mode."""
     buffer = io.BytesIO()
     with _deprecation_expected():
-        scripted = torch.jit.script(copy.deepcopy(model).eval())
+        model = copy.deepcopy(model).eval()
+        scripted = torch.jit.script(_FirstOutput(model) if card.student in _SEVERAL_OUTPUTS else model)
         torch.jit.save(scripted, buffer, _extra_files={CARD_NAME: card.to_json()})
     return buffer.getvalue()
 
@@ -96,9 +114,10 @@ def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
         raise RunError(f"{path} is not an exported model; make one with `softlabel export RUN -o student_model.pt`")
     with _deprecation_expected():
         try:
-            module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+            # Through a buffer: torch's own file reader does not take every path of every system.
+            module = torch.jit.load(io.BytesIO(path.read_bytes()), map_location=device, _extra_files=extra)
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"{path} is not a TorchScript model: {str(error).splitlines()[0]}") from error
+            raise RunError(f"{path} is not a TorchScript model: {first_line(error)}") from error
     if not extra[CARD_NAME]:
         raise RunError(f"{path} has no {CARD_NAME} inside: it was not made by `softlabel export`")
     text = extra[CARD_NAME]

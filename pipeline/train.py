@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,13 +26,13 @@ from data.loaders import StudentLoader, ViewItem, default_workers
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from data.splits import stratified_subset
 from pipeline.errors import OutputExists, RunError, SettingError
-from pipeline.inference import normalise
+from pipeline.inference import memory_format, normalise
 from pipeline.losses.distillation import LossParts, distillation_loss
 from pipeline.metrics import Metrics, classification_metrics
 from pipeline.optimisation import MovingAverage, learning_rate
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget
+from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
 from pipeline.targets import TeacherTargets
 from pipeline.torchscript import StudentCard
 
@@ -112,7 +111,8 @@ def train(
     """
     run = RunFolder(out)
     if run.exists() and not resume:
-        raise OutputExists(f"{out} is not empty: go on with it by --resume, or choose another -o")
+        go_on = "go on with it by --resume, or " if run.last.exists() else ""
+        raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
     previous = run.load_last() if resume else None
     reader = CacheReader(cache)
     images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
@@ -141,9 +141,10 @@ class _Training:
         model = build_student(
             config.student, len(self._card.classes), config.student_size_px, derived_seed(config.seed, "weights")
         )
+        check_input_size(model, config.student, config.student_size_px)
         artefact_bytes = check_budget(model, self._card, config.budget_mb)
         self._learn.check_witness(config.student_size_px, config.seed)
-        self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
         self._average = MovingAverage(self._model, config.ema_decay)
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=config.lr_peak, weight_decay=config.weight_decay, fused=device != "mps"
@@ -160,7 +161,7 @@ class _Training:
         self._announce(artefact_bytes, where)
 
     def _announce(self, artefact_bytes: int, val_source: str) -> None:
-        config, reader = self._config, self._learn.reader
+        config = self._config
         n_parameters = sum(p.numel() for p in self._model.parameters())
         log.info(
             "student  %s at %d px: %.2f M parameters, %.1f MB exported (budget %g MB); %s, %d threads",
@@ -168,9 +169,9 @@ class _Training:
             self._device, torch.get_num_threads(),
         )  # fmt: skip
         log.info(
-            "images   %s train, %s val (%s); %s cached views, %d classes",
+            "images   %s train, %s val (%s); %.3g cached views each, %d classes",
             f"{len(self._learn.samples):,}", f"{len(self._val.samples):,}", val_source,
-            f"{reader.n_rows:,}", len(self._card.classes),
+            self._learn.n_views_N.mean(), len(self._card.classes),
         )  # fmt: skip
         told = classification_metrics(
             self._val.teacher_logits(self._val.clean_rows()), self._val.labels_N, self._card.classes
@@ -189,7 +190,7 @@ class _Training:
             if previous["config"].get(name) != value
         ]
         differing += [
-            f"{name.replace('_', ' ')} differs from the run's" for name in self._ids
+            f"{what} since: restore it, or start a new run with another -o" for name, what in _CHANGED.items()
             if previous["ids"][name] != self._ids[name]
         ]  # fmt: skip
         if differing:
@@ -199,6 +200,8 @@ class _Training:
         self._model.load_state_dict(previous["model"])
         self._average.model.load_state_dict(previous["ema"])
         self._optimizer.load_state_dict(previous["optimizer"])
+        for group in self._optimizer.param_groups:
+            group["fused"] = self._device != "mps"  # the saved flag is that of the machine it ran on
         self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
         self._run.follow(previous, self._card)
         log.info("resumed  after epoch %d of %d", self._epoch, self._config.epochs)
@@ -252,7 +255,7 @@ class _Training:
         """Every image once, in random order, in batches of nearly equal size (a batch of one breaks batch norm)."""
         items = self._learn.items(rows_N)
         order = np.random.default_rng(derived_seed(self._config.seed, epoch, "order")).permutation(len(items))
-        n_batches = -(-len(items) // self._config.batch_size)
+        n_batches = min(-(-len(items) // self._config.batch_size), len(items) // 2)
         return [[items[i] for i in part] for part in np.array_split(order, n_batches)]
 
     def _step(
@@ -309,6 +312,9 @@ class _Training:
         self._run.save(checkpoint, self._card)
 
 
+_CHANGED = {"seal": "the cache was extended or rebuilt", "images": "images were added, removed or relabelled"}
+
+
 def saved_config(run: str | Path) -> TrainConfig:
     """The settings of an interrupted run; RunError where there is none."""
     saved = RunFolder(run).load_last()["config"]
@@ -319,15 +325,22 @@ def _split_off_validation(images: SampleSet, config: TrainConfig) -> tuple[list[
     """(samples to learn from, samples to validate on, where the latter come from); test is never touched."""
     learners = images.of_split("train")
     if "val" in images.splits:
+        _check_enough(learners, images)
         return learners, images.of_split("val"), "split val"
     label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in learners}
     chosen = stratified_subset(label_of, config.val_fraction, config.seed)
     rest = [sample for sample in learners if sample.key not in chosen]
-    counts = Counter(sample.labels[FOLDER_TASK] for sample in rest)
-    if len(rest) < 2 or len(counts) < 2:
-        raise BadSamples(f"{images.root} has too few train images: {len(rest)} are left after validation")
+    _check_enough(rest, images)
     validators = [sample for sample in learners if sample.key in chosen]
     return rest, validators, f"{config.val_fraction:.0%} of train, by class"
+
+
+def _check_enough(learners: list[Sample], images: SampleSet) -> None:
+    if len({sample.labels[FOLDER_TASK] for sample in learners}) < 2:
+        raise BadSamples(
+            f"{images.root} has too few train images: {len(learners)} without those for validation; "
+            "expected at least two classes"
+        )
 
 
 def _key_digest(*groups: Sequence[Sample]) -> str:

@@ -139,9 +139,8 @@ def fit_teacher(images: SampleSet, prompts: Prompts, out: Path, config: FitConfi
                 for i in rows
             ]
             batch = torch.stack(views).float().div_(127.5).sub_(1)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits_BT = model(input_ids=tokens, pixel_values=batch).logits_per_image
-            loss = sigmoid_loss(logits_BT.float() @ pool_TC, labels_N[rows])
+            logits_BT = model(input_ids=tokens, pixel_values=batch).logits_per_image
+            loss = sigmoid_loss(logits_BT @ pool_TC, labels_N[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

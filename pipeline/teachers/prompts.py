@@ -54,8 +54,10 @@ def default_prompts(classes: Sequence[str]) -> Prompts:
 
 
 def _looks_like_a_code(prompt: str) -> bool:
-    return " " not in prompt and (
-        len(prompt) <= 3 or any(c.isdigit() for c in prompt) or not any(c in "aeiouy" for c in prompt)
+    return (
+        prompt.isascii()
+        and " " not in prompt
+        and (len(prompt) <= 2 or any(c.isdigit() for c in prompt) or not any(c in "aeiouy" for c in prompt))
     )
 
 

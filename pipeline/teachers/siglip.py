@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.errors import TeacherError
+from pipeline.errors import TeacherError, first_line
 from pipeline.teachers.prompts import Prompts
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 DEFAULT_TEACHER = "google/medsiglip-448"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 _TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# What transformers raises for what is missing, not a model, damaged, or of other shapes.
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 _PROMPT_POOLING = "normalise-mean-normalise"
 
 
@@ -135,15 +138,15 @@ def _load(source: str) -> tuple[Any, Any, Any]:
         )
     try:
         return _from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except _LOADING_ERRORS as error:
         if is_folder:
-            raise TeacherError(f"{source} is not a SigLIP teacher: {_first_line(error)}") from error
+            raise TeacherError(f"{source} is not a SigLIP teacher: {first_line(error)}") from error
     try:
         _check_hub_is_reachable()
         return _from_pretrained(source, local_files_only=False)
-    except (OSError, ValueError) as error:
+    except _LOADING_ERRORS as error:
         raise TeacherError(
-            f"cannot load the teacher {source}: {_first_line(error)}\n"
+            f"cannot load the teacher {source}: it is no folder here, and {first_line(error)}\n"
             f"If it is gated, accept its terms at https://huggingface.co/{source} and run `hf auth login`; "
             "without a network, pass a folder that holds it: --teacher DIR\n"
             "To see the whole pipeline without any download: softlabel demo"
@@ -168,12 +171,19 @@ def _from_pretrained(source: str, *, local_files_only: bool) -> tuple[Any, Any, 
 
     quiet_transformers()
     config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
-    if config.model_type not in ("siglip", "siglip2"):
+    if config.model_type != "siglip":  # the fixed-size SigLIP 2 checkpoints call themselves siglip, too
         raise ValueError(f"its model type is '{config.model_type}', expected 'siglip'")
     # AutoModel, never AutoModelForImageClassification: that one ignores the pooling head and has a random classifier.
-    model = AutoModel.from_pretrained(
-        source, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=local_files_only
+    model, loading = AutoModel.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=local_files_only,
+        output_loading_info=True,
     )
+    if lacking := sorted(loading["missing_keys"]):
+        raise ValueError(f"its file lacks {len(lacking)} weights, which would be random (first: {lacking[0]})")
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
     return model.eval(), tokenizer, AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
 
@@ -184,10 +194,6 @@ def quiet_transformers() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _preprocessing(image_processor: Any, vision_config: Any) -> tuple[int, list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from cache import CacheError
 from data.errors import DataNotFound
+from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
@@ -58,3 +60,24 @@ def test_what_is_no_model_is_refused(tiny_data: Path, tmp_path: Path) -> None:
         evaluate(tmp_path / "nothing", tiny_data)
     with pytest.raises(RunError, match="is not a run folder"):
         evaluate(tmp_path, tiny_data)
+
+
+def test_a_cache_that_was_rebuilt_by_another_teacher_gives_no_agreement(
+    tiny_run: Path, tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    other = build_cache(tiny_data, tmp_path / "other.h5", dataclasses.replace(tiny_build, seed=5, views=1)).path
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "cache": str(other)}))
+    assert evaluate(run, tiny_data, workers=0).agreement is None
+    assert evaluate(run, tiny_data, cache=other, workers=0).agreement is not None
+
+
+def test_a_class_without_images_in_the_split_is_a_dash_and_valid_json(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    shutil.rmtree(data / "test" / "melanoma")
+    result = evaluate(tiny_run, data, workers=0)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["student"]["per_class"]["melanoma"]["f1"] is None
+    assert "melanoma                      -" in result.to_table()

@@ -51,7 +51,7 @@ def test_the_file_loads_with_nothing_but_torch_and_says_what_it_is(
 
 
 def test_a_file_over_the_budget_never_gets_its_name(tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(OverBudget, match=r"the budget is 0\.5 MB; not written"):
+    with pytest.raises(OverBudget, match=r"the budget is 0\.5 MB: not written"):
         export(tiny_run, tmp_path / "m.pt", budget_mb=0.5)
     assert list(tmp_path.iterdir()) == []
 

@@ -41,18 +41,18 @@ def test_the_metrics_equal_those_counted_by_hand() -> None:
     assert found.per_class["nv"] == pytest.approx({"precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "support": 4})
 
 
-def test_a_class_without_samples_is_nan_and_takes_no_part_in_the_averages() -> None:
+def test_a_class_without_samples_is_none_and_takes_no_part_in_the_averages() -> None:
     with_absent = classification_metrics(logits_for(np.array([0, 3, 0]), 4), np.array([0, 0, 1]), (*CLASSES, "vasc"))
     assert with_absent.balanced_accuracy == pytest.approx((1 / 2 + 0) / 2)
     assert with_absent.macro_f1 == pytest.approx((2 * 0.5 * 0.5 / 1.0 + 0) / 2)
     for name in ("nv", "vasc"):
         row = with_absent.per_class[name]
         assert row["support"] == 0
-        assert all(math.isnan(row[column]) for column in ("precision", "recall", "f1"))
+        assert all(row[column] is None for column in ("precision", "recall", "f1"))
     assert with_absent.confusion[0] == [1, 0, 0, 1], "what was said of an absent class stays visible"
 
 
-def test_a_class_that_nobody_predicts_scores_zero_not_nan() -> None:
+def test_a_class_that_nobody_predicts_scores_zero_not_none() -> None:
     found = classification_metrics(logits_for(np.array([0, 0])), np.array([0, 1]), CLASSES)
     assert found.per_class["mel"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from data.samples import FOLDER_TASK, scan_folder
@@ -119,3 +120,15 @@ def test_the_teacher_sees_the_pixels_that_its_own_processor_makes_but_for_the_re
     teacher = load(tiny_teacher, prompts)
     ours = (render(image, CLEAN_ROW, 32).float() / 255 - teacher._mean_3[0]) / teacher._std_3[0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny_teacher: Path, prompts: Prompts, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    weights = load_file(broken / "model.safetensors")
+    del weights["vision_model.head.probe"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match=r"lacks 1 weights, which would be random \(first: vision_"):
+        load(broken, prompts)
+    (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(TeacherError, match="is not a SigLIP teacher"):
+        load(broken, prompts)

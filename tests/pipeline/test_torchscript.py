@@ -116,6 +116,18 @@ def test_the_card_carries_the_notice_of_the_teachers_licence() -> None:
     assert "Health AI Developer Foundations Terms of Use" in json.loads(CARD.to_json())["notice"]
 
 
+def test_a_model_that_returns_several_outputs_when_scripted_exports_its_logits(tmp_path: Path) -> None:
+    model = build_student("googlenet", 3, 64).eval()
+    card = StudentCard(
+        student="googlenet", task="class", classes=("a", "b", "c"), size_px=64, geometry="warp", cache_id="",
+        taught=True, teacher="",
+    )  # fmt: skip
+    (tmp_path / "m.pt").write_bytes(to_bytes(model, card))
+    inputs = torch.zeros(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(tmp_path / "m.pt")[0](inputs), model(inputs))
+
+
 def test_a_file_that_is_not_there_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no such model file: .*softlabel export RUN -o"):
         load(tmp_path / "none.pt")

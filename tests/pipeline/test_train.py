@@ -90,6 +90,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
     monkeypatch.setattr(module, "distillation_loss", loss)
+    if during == "first epoch":
+        with pytest.raises(RunError, match=r"no epoch of .* has ended yet"):
+            load_student(tmp_path / "run", "cpu")
     train(tiny_data, tiny_cache, tmp_path / "run", saved_config(tmp_path / "run"), resume=True, workers=0)
     assert metrics(tmp_path / "run") == metrics(tiny_run)
     one, other = (RunFolder(path).load_last() for path in (tmp_path / "run", tiny_run))
@@ -157,6 +160,21 @@ def test_validation_is_split_off_train_where_there_is_no_val_and_test_is_never_r
         train(data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, epochs=1, val_fraction=0.2), workers=0)
     assert read == {"train"}
     assert "24 train, 6 val (20% of train, by class)" in caplog.text
+
+
+def test_a_size_that_the_student_cannot_take_is_refused_before_training(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match="alexnet cannot take images of 32 px"):
+        train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, student="alexnet"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_batch_has_a_single_image(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    next(data.glob("train/*/*.png")).unlink()
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=2)  # 29 images: one batch of three
+    assert train(data, tiny_cache, tmp_path / "run", config, workers=0).best_epoch == 1
 
 
 def test_the_start_shows_the_teacher_beside_the_majority_share(
