@@ -91,7 +91,6 @@ def _deprecation_expected() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="Scripted (GoogleNet|Inception3) always returns")
         yield
 
 

@@ -116,6 +116,8 @@ def test_the_card_carries_the_notice_of_the_teachers_licence() -> None:
     assert "Health AI Developer Foundations Terms of Use" in json.loads(CARD.to_json())["notice"]
 
 
+# The warning is part of the scripted graph.
+@pytest.mark.filterwarnings("ignore:Scripted GoogleNet always returns")
 def test_a_model_that_returns_several_outputs_when_scripted_exports_its_logits(tmp_path: Path) -> None:
     model = build_student("googlenet", 3, 64).eval()
     card = StudentCard(
