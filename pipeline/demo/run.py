@@ -136,8 +136,9 @@ def _make_data_and_teacher(demo: _Demo) -> None:
 
 
 def _table(demo: _Demo, scores: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    teacher_ms, student_ms = _speeds(demo)
-    teacher_mb = _image_tower_mb(demo)
+    siglip = SiglipTeacher(str(demo.out / "teacher"), default_prompts(sorted(CLASSES)), device="cpu", precision="fp32")
+    teacher_ms, student_ms = _speeds(siglip, demo.out / "student_model.pt")
+    teacher_mb = siglip.n_parameters * 4 / 1e6  # float32
     student_mb = (demo.out / "student_model.pt").stat().st_size / 1e6
     teacher = scores["taught"][0]["teacher"]["macro_f1"]
     taught, hard = ([one["student"]["macro_f1"] for one in scores[arm]] for arm in ("taught", "hard"))
@@ -165,19 +166,9 @@ def _spread(values: list[float]) -> str:
     return f"{mean} +- {statistics.stdev(values):.3f}" if len(values) > 1 else f"{mean}         "
 
 
-def _teacher(demo: _Demo) -> SiglipTeacher:
-    prompts = default_prompts(sorted(CLASSES))
-    return SiglipTeacher(str(demo.out / "teacher"), prompts, device="cpu", precision="fp32")
-
-
-def _image_tower_mb(demo: _Demo) -> float:
-    """Float32 bytes, in MB of 1e6."""
-    return _teacher(demo).n_parameters * 4 / 1e6
-
-
-def _speeds(demo: _Demo, batch_size: int = 16, rounds: int = 7) -> tuple[float, float]:
+def _speeds(teacher: SiglipTeacher, model: Path, batch_size: int = 16, rounds: int = 7) -> tuple[float, float]:
     """Milliseconds an image, teacher and exported student on the CPU in float32, medians of interleaved rounds."""
-    teacher, student = _teacher(demo), load_student(demo.out / "student_model.pt", "cpu")
+    student = load_student(model, "cpu")
     sizes = (teacher.size_px, student.card.size_px)
     noise = [torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8) for size in sizes]
     ms: tuple[list[float], list[float]] = ([], [])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,10 +111,10 @@ def test_ctrl_c_in_training_exits_130_and_names_the_line_that_goes_on(
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + EPOCHS
 
 
-def wait_for(condition: object, process: subprocess.Popen[str], limit_s: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = 90) -> None:
     """Until the condition holds; fails with the process's output where it ends before."""
     started = time.monotonic()
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if process.poll() is not None:
             raise AssertionError(f"ended too early: {process.communicate()}")
         assert time.monotonic() - started < limit_s, "nothing happened"
