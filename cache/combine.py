@@ -1,16 +1,17 @@
 """Merge sealed files of one recipe into one sealed file, row by row, first source first.
 
 Never recomputes, repairs or averages a row. Memory is bounded: one source is open at a time, and its rows are scattered
-straight to their places. Run: `softlabel cache build DATA -o t.h5`, which merges its segments.
+straight to their places. Run: `softlabel cache merge A.h5 B.h5 -o OUT.h5`
 
 Legend: R rows = (sample, view), S sources.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from cache.fill import NewFile, put_names
 from cache.layout import KEY_BYTES, Dims, encode_name, is_big, sortable
 from cache.manifest import Manifest, differences
 from cache.reader import CacheReader
+from cache.workspace import SEGMENT_SUFFIX, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +55,34 @@ class _Plan:
     is_first: list[np.ndarray]
 
 
-def merge(
-    sources: Sequence[str | Path], out: str | Path, *, replace: bool = False, temp_folder: Path | None = None
-) -> CacheReader:
-    """Merge sources into `out` and open it; `out` exists whole and verified, or is untouched.
+def merge(sources: Sequence[str | Path], out: str | Path) -> CacheReader:
+    """Merge caches into the new file `out` and open it; a folder among the sources stands for the caches in it.
 
-    `replace` is legal only when `out` is one of the sources. `temp_folder` (same disk) takes the unfinished file.
-    Raises CacheMismatch for other recipes, and for rows in two sources that differ beyond the precision's tolerance.
+    `out` exists whole and verified, or not at all; the sources stay as they are. Raises CacheBusy while another process
+    makes the same `out`, and CacheMismatch for other recipes, and for rows in two sources that differ beyond the
+    precision's tolerance.
     """
-    out, paths = Path(out), [Path(source) for source in sources]
-    _check_out(paths, out, replace)
+    out, paths = Path(out), _files(map(Path, sources))
+    if not paths:
+        raise CacheMismatch(f"nothing to merge into {out}: name one cache or more")
+    if out.exists():
+        raise CacheMismatch(f"{out} exists already: choose another -o, or remove it first")
+    with Workspace(out) as workspace:
+        merge_locked(paths, out, workspace.folder, {"merged_from": len(paths)}, replace=False)
+    return CacheReader(out)
+
+
+def merge_locked(
+    paths: Sequence[Path], out: Path, temp_folder: Path, provenance: Mapping[str, Any], *, replace: bool
+) -> None:
+    """The same for the holder of the lock of `out`, which with `replace` exists and is one of the sources.
+
+    `temp_folder` (same disk) takes the unfinished file, `provenance` replaces fields of the first source's.
+    """
     surveys = [_survey(path) for path in paths]
     _check_recipes(surveys)
     plan = _plan(surveys)
-    manifest = Manifest(surveys[0].manifest.identity, surveys[0].manifest.provenance | {"merged_from": len(paths)})
+    manifest = Manifest(surveys[0].manifest.identity, {**surveys[0].manifest.provenance, **provenance})
     temp = durable.temp_name(out, temp_folder)
     try:
         with NewFile(temp, _dims(plan, surveys[0].dims, manifest).specs()) as new:
@@ -74,14 +90,13 @@ def merge(
             for index, survey in enumerate(surveys):
                 _put_source(new, survey, plan.target_rows[index], plan.is_first[index])
             new.seal(manifest)
-        with CacheReader(temp) as written:
+        with CacheReader(temp, memory_map=False) as written:
             written.verify()
         _publish(temp, out, replace)
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
     log.info("%s: %d rows of %d samples from %d files", out, len(plan.view), len(plan.key), len(paths))
-    return CacheReader(out)
 
 
 def tolerance_logits(manifest: Manifest) -> float:
@@ -90,18 +105,20 @@ def tolerance_logits(manifest: Manifest) -> float:
     return TOLERANCE_LOGITS.get(precision, TOLERANCE_LOGITS["fp32"]) if isinstance(precision, str) else 1e-4
 
 
-def _check_out(paths: list[Path], out: Path, replace: bool) -> None:
-    if not paths:
-        raise CacheMismatch(f"nothing to merge into {out}: name one cache or more")
-    is_source = out.resolve() in [path.resolve() for path in paths]
-    if replace and not is_source:
-        raise CacheMismatch(f"{out} would be replaced but is not among the merged caches: choose another -o")
-    if not replace and out.exists():
-        raise CacheMismatch(f"{out} exists already: choose another -o, or remove it first")
+def _files(sources: Iterable[Path]) -> list[Path]:
+    """Each file once, in the order of the sources; in a folder by name."""
+    found: dict[Path, Path] = {}
+    for source in sources:
+        inside = sorted(source.glob("*" + SEGMENT_SUFFIX)) if source.is_dir() else [source]
+        if not inside:
+            raise CacheMismatch(f"{source} is a folder without caches: expected files named *{SEGMENT_SUFFIX} in it")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def _survey(path: Path) -> _Survey:
-    reader = CacheReader(path)
+    reader = CacheReader(path, memory_map=False)
     key_R = sortable(reader.keys)[reader.sample_of_row]
     return _Survey(path, reader.seal, reader.manifest, reader.dims, key_R, reader.view, reader.names)
 
@@ -178,7 +195,7 @@ def _put_small(new: NewFile, plan: _Plan) -> None:
 
 def _put_source(new: NewFile, survey: _Survey, target_rows: np.ndarray, is_first: np.ndarray) -> None:
     """Scatter a source's own rows; compare the others with what an earlier source put in their place."""
-    with CacheReader(survey.path) as reader:
+    with CacheReader(survey.path, memory_map=False) as reader:
         if reader.seal != survey.seal:
             raise CacheMismatch(f"{survey.path} changed during the merge: run it again")
         reader.verify()

@@ -9,11 +9,13 @@ import logging
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
 
-from cache.errors import CacheBusy, CacheDiskFull, CacheError
+from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheError
 
 try:
     import fcntl
@@ -27,12 +29,14 @@ _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _BLOCK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 # Windows locks byte ranges and forbids reading them: lock one far behind the text.
 _WINDOWS_LOCK_AT = 1 << 30
 # Each lost race means that another holder came and went.
 _LOCK_TRIES = 100
 
 _held_fds: set[int] = set()
+_SEEKING = threading.Lock()
 
 
 def temp_name(final: Path, folder: Path | None = None) -> Path:
@@ -50,8 +54,8 @@ def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
             raise
         if error.errno in _FULL:
             raise CacheDiskFull(
-                f"no room for {needed_bytes:,} bytes in {path.parent} ({error.strerror}): "
-                f"free some space and run the same command again, or choose another -o"
+                f"no room for {needed_bytes:,} bytes in {path.parent.absolute()} ({error.strerror}): "
+                "free some space and run the same command again; what is finished stays"
             ) from error
         raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -95,6 +99,29 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def read_exactly(file: FileIO, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer` from `offset` on, whatever the file's own position; CacheDamaged where the file ends before."""
+    with _SEEKING if not hasattr(os, "preadv") else nullcontext():
+        while buffer:
+            if hasattr(os, "preadv"):
+                n_bytes = os.preadv(file.fileno(), [buffer], offset)
+            else:  # Windows
+                file.seek(offset)
+                n_bytes = file.readinto(buffer) or 0
+            if not n_bytes:
+                raise CacheDamaged(f"{file.name} ends before byte {offset + len(buffer):,}")
+            buffer, offset = buffer[n_bytes:], offset + n_bytes
+
+
+def chunks(file: FileIO, offset: int, n_bytes: int) -> Iterator[memoryview]:
+    """The bytes from `offset` on, in pieces that are valid until the next one is asked for."""
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, n_bytes)))
+    for start in range(0, n_bytes, _CHUNK_BYTES):
+        piece = buffer[: min(len(buffer), n_bytes - start)]
+        read_exactly(file, piece, offset + start)
+        yield piece
+
+
 def publish_new(temp: Path, final: Path) -> bool:
     """Give a finished, synced file its name unless the name exists; False if it did. The temp name is gone after."""
     try:
@@ -122,19 +149,26 @@ def publish_replace(temp: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a small file: whole and on the disk, or not at all."""
-    temp = temp_name(path)
+@contextmanager
+def unpublished(final: Path, content: bytes) -> Iterator[Path]:
+    """A whole, synced file under a temporary name, to be looked at and published inside, and gone after."""
+    temp = temp_name(final)
     try:
-        with disk_errors(path, len(content)):
+        with disk_errors(final, len(content)):
             with open(temp, "xb") as file:
                 file.write(content)
                 file.flush()
                 fsync_file(file.fileno())
-            publish_replace(temp, path)
+            yield temp
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a small file: whole and on the disk, or not at all."""
+    with unpublished(path, content) as temp:
+        publish_replace(temp, path)
 
 
 def remove(path: Path) -> None:

@@ -1,101 +1,22 @@
 """Write one new cache file, segment or merge: skeleton, disk space, rows at their offsets, CRCs, seal, fsync.
 
-Never gives a file its real name (`cache.durable` does) and never writes through libhdf5: the skeleton is made in
-memory, so a full disk or a kill meets plain writes only (inside libhdf5 a full disk ends in a crash at exit).
+Never gives a file its real name (`cache.durable` does) and never writes through libhdf5: `cache.skeleton` makes its
+part in memory, so a full disk or a kill meets plain writes only (inside libhdf5 a full disk ends in a crash at exit).
 Run: `softlabel cache build DATA -o t.h5`.
 """
 
-import os
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-import h5py
 import numpy as np
 
 from cache import durable
 from cache.guard import read_object
-from cache.layout import Extent, Spec, Table, crc_table, encode_name, is_big, seal_of
+from cache.layout import Extent, Spec, Table, crc_table, encode_name, is_big, runs, seal_of
 from cache.manifest import Manifest
-
-# Only large objects start on a page: aligning all of them costs 120 kB a segment.
-ALIGNMENT_THRESHOLD_BYTES = 65536
-ALIGNMENT_INTERVAL_BYTES = 4096
-# Checksummed metadata; 'latest' would mark a killed writer's file as never to be opened again.
-LIBVER = ("v108", "v108")
-
-
-class _Pieces:
-    """A file in memory that keeps only what was written, not the holes between: enough for HDF5 metadata."""
-
-    def __init__(self) -> None:
-        self.pieces: list[tuple[int, bytes]] = []
-        self.n_bytes = 0
-        self._at = 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.n_bytes}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, buffer: bytes) -> int:
-        self.pieces.append((self._at, bytes(buffer)))
-        self._at += len(self.pieces[-1][1])
-        self.n_bytes = max(self.n_bytes, self._at)
-        return len(self.pieces[-1][1])
-
-    def readinto(self, buffer: bytearray) -> int:
-        target = memoryview(buffer).cast("B")
-        target[:] = bytes(len(target))
-        for offset, piece in self.pieces:
-            start, stop = max(offset, self._at), min(offset + len(piece), self._at + len(target))
-            if start < stop:
-                target[start - self._at : stop - self._at] = piece[start - offset : stop - offset]
-        self._at += len(target)
-        return len(target)
-
-    def read(self, n_bytes: int) -> bytes:
-        buffer = bytearray(n_bytes)
-        self.readinto(buffer)
-        return bytes(buffer)
-
-    def truncate(self, n_bytes: int) -> int:
-        self.n_bytes = n_bytes
-        return n_bytes
-
-    def flush(self) -> None:
-        """Nothing to flush; libhdf5 asks."""
-
-
-def skeleton(specs: dict[str, Spec]) -> tuple[dict[str, Extent], list[tuple[int, bytes]], int]:
-    """The HDF5 metadata of these objects: where each lies, the (offset, bytes) to write, the file's length in bytes."""
-    memory = _Pieces()
-    extents = {}
-    options = {
-        "libver": LIBVER,
-        "alignment_threshold": ALIGNMENT_THRESHOLD_BYTES,
-        "alignment_interval": ALIGNMENT_INTERVAL_BYTES,
-    }
-    with h5py.File(memory, "w", **options) as h5:
-        link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-        link.set_create_intermediate_group(True)
-        for name, spec in sorted(specs.items()):
-            assert all(spec.shape), f"{name} has a zero length"
-            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            plist.set_layout(h5py.h5d.CONTIGUOUS)
-            plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            plist.set_obj_track_times(False)
-            space = h5py.h5s.create_simple(spec.shape)
-            dataset = h5py.h5d.create(
-                h5.id, name.encode(), h5py.h5t.py_create(spec.dtype), space, dcpl=plist, lcpl=link
-            )
-            extents[name] = Extent(spec, int(dataset.get_offset()))
-    return extents, memory.pieces, memory.n_bytes
+from cache.skeleton import skeleton
 
 
 class NewFile:
@@ -137,7 +58,7 @@ class NewFile:
 
     def scatter(self, name: str, array: np.ndarray, entries: np.ndarray) -> None:
         """Write entry i of `array` to entry `entries[i]` (int64, ascending) of an object; runs go in one write each."""
-        for start, stop in _runs(entries):
+        for start, stop in runs(entries):
             self.put(name, array[start:stop], int(entries[start]))
 
     def get(self, name: str, first_entry: int, stop_entry: int) -> np.ndarray:
@@ -150,7 +71,7 @@ class NewFile:
     def gather(self, name: str, entries: np.ndarray) -> np.ndarray:
         """Read back the entries (int64, ascending) of an object."""
         return np.concatenate(
-            [self.get(name, int(entries[start]), int(entries[stop - 1]) + 1) for start, stop in _runs(entries)]
+            [self.get(name, int(entries[start]), int(entries[stop - 1]) + 1) for start, stop in runs(entries)]
         )
 
     def seal(self, manifest: Manifest) -> None:
@@ -161,7 +82,7 @@ class NewFile:
                 crcs = crc_table(spec.shape[0], partial(self.get, name))
                 self.put(f"crc32/{name}", crcs)
         specs = {name: extent.spec for name, extent in self.extents.items()}
-        seal = seal_of(specs, lambda name: iter([self.get(name, 0, specs[name].shape[0]).tobytes()]))
+        seal = seal_of(specs, lambda name: [self.get(name, 0, specs[name].shape[0]).tobytes()])
         self.put("seal", np.frombuffer(seal, "u1"))
         with durable.disk_errors(self.temp, self.n_bytes):
             durable.fsync_file(self._file.fileno())
@@ -191,10 +112,3 @@ def put_names(new: NewFile, names: list[str]) -> None:
     """Write `samples/name`, whose width the specs already fit."""
     encoded = [encode_name(name) for name in names]
     new.put("samples/name", np.array(encoded, dtype=new.extents["samples/name"].spec.dtype))
-
-
-def _runs(entries: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(start, stop) of each stretch in which `entries` goes up by one."""
-    if len(entries):
-        breaks = np.flatnonzero(np.diff(entries) != 1) + 1
-        yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(entries)], strict=True)

@@ -4,24 +4,23 @@ Never writes, and never reads data through libhdf5: it parses the names and offs
 descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info FILE.h5`.
 """
 
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import h5py
 import numpy as np
 
+from cache import durable
 from cache.errors import CacheDamaged, CacheError, CacheNotFound, ManifestError
 from cache.layout import Dims, Extent, Spec, check_order, is_big, seal_of
 from cache.manifest import MAX_BYTES, Manifest
 
 MAX_OBJECTS = 10_000
 MAX_GROUP_DEPTH = 3
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +36,10 @@ class Inspected:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[FileIO]:
     """The file for reading, without locks, or a CacheError that says why not."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
     except FileNotFoundError as error:
         raise CacheNotFound(f"no cache at {path}: run `softlabel cache build DATA -o {path}`") from error
     except OSError as error:
@@ -49,7 +48,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def inspect(file: BinaryIO, path: Path) -> Inspected:
+def inspect(file: FileIO, path: Path) -> Inspected:
     """Check layout, seal, manifest and order of an open file; every failure is one CacheDamaged naming the path."""
     try:
         return _inspect(file)
@@ -60,36 +59,16 @@ def inspect(file: BinaryIO, path: Path) -> Inspected:
         ) from error
 
 
-def map_rows(file: BinaryIO, path: Path, inspected: Inspected) -> dict[str, np.ndarray]:
-    """The big objects as read-only arrays over one shared memory map; slices of them are views of the file.
-
-    The file may have been opened anew since it was inspected: length and seal say whether it is the same one.
-    """
-    extents = inspected.extents
-    is_same = os.fstat(file.fileno()).st_size == inspected.file_bytes
-    if not is_same or read_object(file, extents["seal"]).tobytes() != inspected.seal:
-        raise CacheDamaged(changed_message(path))
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays = {}
-    for name, (spec, offset) in extents.items():
-        if is_big(name):
-            flat = np.frombuffer(whole, spec.dtype, count=spec.n_bytes // spec.dtype.itemsize, offset=offset)
-            arrays[name] = flat.reshape(spec.shape)
-    return arrays
+def read_object(file: FileIO, extent: Extent) -> np.ndarray:
+    """One object's array, read-only, in memory."""
+    raw = bytearray(extent.spec.n_bytes)
+    durable.read_exactly(file, memoryview(raw), extent.offset)
+    array = np.frombuffer(raw, extent.spec.dtype).reshape(extent.spec.shape)
+    array.flags.writeable = False
+    return array
 
 
-def changed_message(path: Path) -> str:
-    """Why a reader gives up on a path that led to another file before."""
-    return f"{path} was replaced by another cache while in use: start the command again"
-
-
-def read_object(file: BinaryIO, extent: Extent) -> np.ndarray:
-    """One object's array, in memory."""
-    raw = b"".join(_chunks(file, extent))
-    return np.frombuffer(raw, extent.spec.dtype).reshape(extent.spec.shape)
-
-
-def _inspect(file: BinaryIO) -> Inspected:
+def _inspect(file: FileIO) -> Inspected:
     extents = _extents(file)
     specs = {name: extent.spec for name, extent in extents.items()}
     dims = Dims.of(specs)
@@ -97,7 +76,7 @@ def _inspect(file: BinaryIO) -> Inspected:
     file_bytes = os.fstat(file.fileno()).st_size
     _check_bounds(extents, file_bytes)
     seal = read_object(file, extents["seal"]).tobytes()
-    if seal_of(specs, lambda name: _chunks(file, extents[name])) != seal:
+    if seal_of(specs, lambda name: durable.chunks(file, extents[name].offset, specs[name].n_bytes)) != seal:
         raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
     small = {name: read_object(file, extent) for name, extent in extents.items() if not is_big(name)}
     manifest = Manifest.from_bytes(small.pop("manifest").tobytes())
@@ -106,7 +85,7 @@ def _inspect(file: BinaryIO) -> Inspected:
     return Inspected(manifest, dims, extents, seal, file_bytes, small)
 
 
-def _extents(file: BinaryIO) -> dict[str, Extent]:
+def _extents(file: FileIO) -> dict[str, Extent]:
     """Object name -> dtype, shape, offset, through libhdf5 over our own descriptor (so: no file locks either)."""
     try:
         file.seek(0)
@@ -171,14 +150,3 @@ def _check_manifest(manifest: Manifest, dims: Dims) -> None:
         raise CacheDamaged(f"its logits have {dims.class_counts} columns, its manifest names {counts} classes")
     if len(manifest.view_columns) != dims.n_params:
         raise CacheDamaged(f"rows/params has {dims.n_params} columns, its manifest names {len(manifest.view_columns)}")
-
-
-def _chunks(file: BinaryIO, extent: Extent) -> Iterator[bytes]:
-    file.seek(extent.offset)
-    left = extent.spec.n_bytes
-    while left:
-        chunk = file.read(min(left, _CHUNK_BYTES))
-        if not chunk:
-            raise CacheDamaged("the file ends early")
-        left -= len(chunk)
-        yield chunk

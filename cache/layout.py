@@ -9,7 +9,7 @@ Legend: N samples, R rows = (sample, view), P view columns, C classes.
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
@@ -95,6 +95,11 @@ class Dims:
         n_blocks = -(-rows // CRC_ENTRIES)
         found |= {f"crc32/{name}": Spec(np.dtype("<u4"), (n_blocks,)) for name in found if is_big(name)}
         return found
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all objects; the file has some kilobytes more."""
+        return sum(spec.n_bytes for spec in self.specs().values())
 
     @classmethod
     def of(cls, specs: Mapping[str, Spec]) -> "Dims":
@@ -208,8 +213,9 @@ def check_order(key: np.ndarray, first_row: np.ndarray, view: np.ndarray, error:
     first = first_row.astype(np.int64)
     if first[0] != 0 or first[-1] != len(view) or not (first[1:] > first[:-1]).all():
         refuse(f"samples/first_row does not run from 0 to {len(view)} with a row or more a sample")
-    falls = np.flatnonzero(view[1:] <= view[:-1]) + 1
-    if not np.isin(falls, first).all():
+    starts = np.zeros(len(view), bool)
+    starts[first[:-1]] = True
+    if not (starts[1:] | (view[1:] > view[:-1])).all():
         refuse("rows/view does not ascend within a sample")
 
 
@@ -226,6 +232,13 @@ def encode_name(name: str) -> bytes:
     return encoded
 
 
+def runs(entries: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each stretch in which `entries` (integers) goes up by one."""
+    if len(entries):
+        breaks = np.flatnonzero(np.diff(entries) != 1) + 1
+        yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(entries)], strict=True)
+
+
 def crc_table(n_entries: int, block: Callable[[int, int], np.ndarray]) -> np.ndarray:
     """CRC-32 of each 512 entries, uint32 (blocks,); `block(start, stop)` gives those entries."""
     starts = range(0, n_entries, CRC_ENTRIES)
@@ -233,7 +246,7 @@ def crc_table(n_entries: int, block: Callable[[int, int], np.ndarray]) -> np.nda
     return np.array(crcs, dtype="<u4")
 
 
-def seal_of(specs: Mapping[str, Spec], bytes_of: Callable[[str], Iterator[bytes]]) -> bytes:
+def seal_of(specs: Mapping[str, Spec], bytes_of: Callable[[str], Iterable[bytes | memoryview]]) -> bytes:
     """sha256, 32 bytes, over every object but the seal in name order: header, then the bytes of those without CRCs.
 
     The CRC tables stand for the big objects' bytes. Finds accidents; only a hash from a trusted place finds malice.

@@ -9,7 +9,7 @@ Legend: N samples, R rows.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,13 +95,16 @@ def cache_id(recipe_id: str, keys: np.ndarray, first_row: np.ndarray, views: np.
     return digest.hexdigest()
 
 
-def content_id(objects: Mapping[str, np.ndarray]) -> str:
-    """*Which answer*: hex sha256 over the row tables (object name -> array) in name order; no names, no provenance."""
+def content_id(objects: Mapping[str, tuple[np.dtype, tuple[int, ...], Iterable[bytes | memoryview]]]) -> str:
+    """*Which answer*: hex sha256 over the row tables in name order; no names, no provenance.
+
+    Object name -> its dtype, its shape, and its bytes in any number of pieces.
+    """
     digest = hashlib.sha256(b"softlabel content_id 1\0")
-    for name in sorted(objects):
-        array = objects[name]
-        digest.update(object_header(name, array.dtype, array.shape))
-        digest.update(np.ascontiguousarray(array).data)
+    for name, (dtype, shape, pieces) in sorted(objects.items()):
+        digest.update(object_header(name, dtype, shape))
+        for piece in pieces:
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -1,14 +1,16 @@
-"""Read a sealed cache: find samples by key and views, copy out their rows at the speed of a memory map.
+"""Read a sealed cache: find samples by key or image, copy out their rows at the speed of a memory map.
 
-Never writes, never holds an HDF5 handle, never checks CRCs (`cache.verify`). Pickles as path + seal, for data loaders.
+Never writes, never holds an HDF5 handle. Checks CRCs only when asked (`verify`). Pickles as path + seal, for loaders.
 Run: `softlabel cache info FILE.h5`.
 
 Legend: N samples, R rows = (sample, view), M asked for, P view columns, C classes.
 """
 
 import difflib
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,24 +19,49 @@ from typing import Any
 import numpy as np
 
 from cache import manifest as ids
-from cache.errors import CacheDamaged, CacheMismatch, RowAbsent
-from cache.guard import Inspected, changed_message, inspect, map_rows, opened
-from cache.layout import KEY_BYTES, Dims, Table, sortable
+from cache.access import RowFile, changed_message
+from cache.errors import CacheDamaged, CacheError, CacheMismatch, RowAbsent
+from cache.guard import Inspected, inspect, opened
+from cache.layout import KEY_BYTES, Dims, Table, is_big, sortable
 from cache.manifest import Manifest
-from cache.verify import refuse_damaged, sweep
+from cache.verify import Block, refuse_damaged, sweep
 
 Rows = int | slice | range | Sequence[int] | np.ndarray
 
 
-class CacheReader:
-    """One sealed cache file, opened and checked; `len()` is the number of samples.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CachedSample:
+    """What the teacher said of one sample: V views, in the order of `views`; every array is the caller's own."""
 
-    Row methods take row numbers (int array, slice, range or int) and return fresh, writable copies. The file is mapped
-    at the first of them in each process, and refused there if it is no longer the one that was opened.
+    key: bytes
+    """BLAKE2b-128 of the image file's bytes."""
+    name: str | None
+    """Relative path that the image had when the cache was built; for people."""
+    views: np.ndarray
+    """View indices, uint16 (V,), ascending; 0 is the clean image."""
+    params: np.ndarray
+    """Drawn numbers, float32 (V,P); the columns are `manifest.view_columns`."""
+    logits: dict[str, np.ndarray]
+    """Task -> raw logits, float32 or float16 (V,C)."""
+    features: dict[str, np.ndarray]
+    """Feature name -> float16 (V,...)."""
+
+
+class CacheReader:
+    """One sealed cache file, opened and checked: a mapping from samples to what the teacher said of them.
+
+    `cache["mel/12.jpg"]` hashes that image file, or takes the name for the one stored when there is no such file;
+    `cache[key]` takes the 16 bytes of a key. `len()` counts samples, iteration gives their keys.
+
+    Row methods take row numbers (int array, slice, range or int) and return fresh, writable copies. The file is opened
+    at the first of them in each process, and refused there if it is no longer the one that was inspected. With
+    `memory_map=False` rows are read instead of mapped: slower by a microsecond a row, and safe for a long run beside
+    people who copy other files over this one (see `cache.access`).
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, memory_map: bool = True) -> None:
         self.path = Path(os.path.abspath(path))
+        self._memory_map = memory_map
         self._seal: bytes | None = None
         self._seal = self._inspected.seal
 
@@ -78,8 +105,13 @@ class CacheReader:
     def content_id(self) -> str:
         """Which answer: every bit of every row, hex; reads the whole file."""
         small = self._inspected.small
-        tables = {name: small[name] for name in ("samples/key", "samples/first_row", "rows/view")}
-        return ids.content_id(tables | self._arrays)
+        rows: dict[str, tuple[np.dtype, tuple[int, ...], Iterable[bytes | memoryview]]] = {}
+        for name, (spec, _) in self._inspected.extents.items():
+            if name in ("samples/key", "samples/first_row", "rows/view"):
+                rows[name] = (*spec, [small[name].tobytes()])
+            elif is_big(name):
+                rows[name] = (*spec, self._rows_file.chunks(name))
+        return ids.content_id(rows)
 
     @property
     def keys(self) -> np.ndarray:
@@ -120,6 +152,31 @@ class CacheReader:
 
     def __len__(self) -> int:
         return self.n_samples
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (bytes(key) for key in self.keys)
+
+    def __contains__(self, sample: str | Path | bytes) -> bool:
+        return self._sample_index(sample) >= 0
+
+    def __getitem__(self, sample: str | Path | bytes) -> CachedSample:
+        """All views of one sample; RowAbsent (a LookupError) where the cache does not have it."""
+        index = self._sample_index(sample)
+        if index < 0:
+            shown = sample.hex() if isinstance(sample, bytes) else sample
+            raise RowAbsent(
+                f"{self.path} has no {shown}: neither an image file with these bytes nor a stored name; "
+                f"`softlabel cache build` adds images"
+            )
+        rows = self.rows_of(index)
+        return CachedSample(
+            key=bytes(self.keys[index]),
+            name=None if self.names is None else self.names[index],
+            views=self.view[rows].copy(),
+            params=self.params(rows),
+            logits={task: self.logits(rows, task) for task in self.tasks},
+            features={name: self.feature(rows, name) for name in self.features},
+        )
 
     def find(self, keys: np.ndarray | Iterable[bytes]) -> np.ndarray:
         """Keys uint8 (M,16), or 16 bytes each -> sample indices int64 (M,), -1 where the cache has no such key."""
@@ -175,8 +232,7 @@ class CacheReader:
 
     def read_object(self, name: str, rows: Rows) -> np.ndarray:
         """Rows of a big object by its name in the file: `rows/params`, `logits/0`, `features/embedding`."""
-        array, wanted = self._arrays[name], self._rows(rows)
-        return array[wanted].copy() if isinstance(wanted, slice) else np.take(array, wanted, axis=0)
+        return self._rows_file.take(name, self._rows(rows))
 
     def pairs(self) -> set[tuple[bytes, int]]:
         """Every (key, view) in the file."""
@@ -199,12 +255,21 @@ class CacheReader:
         )
 
     def verify(self) -> None:
-        """Sweep the CRCs of the file as it is mapped; CacheDamaged names the damaged blocks."""
-        refuse_damaged(self.path, sweep(self._inspected, self._arrays))
+        """Compare every byte with its checksum; CacheDamaged names the damaged blocks."""
+        refuse_damaged(self.path, self.damaged_blocks())
+
+    def verify_objects(self, names: Iterable[str]) -> None:
+        """The same for some big objects only, by their names in the file: those that will be used."""
+        refuse_damaged(self.path, self.damaged_blocks(names))
+
+    def damaged_blocks(self, names: Iterable[str] | None = None) -> list[Block]:
+        """(object, first entry, last entry) of each damaged block, of all objects or some big ones; [] when sound."""
+        return sweep(self._inspected, self._rows_file.piece, names)
 
     def close(self) -> None:
-        """Let go of the memory map; a later row method maps again."""
-        self.__dict__.pop("_arrays", None)
+        """Let go of the file; a later row method opens it again."""
+        if "_rows_file" in self.__dict__:
+            self.__dict__.pop("_rows_file").close()
 
     def __enter__(self) -> "CacheReader":
         return self
@@ -218,12 +283,12 @@ class CacheReader:
         tasks = ", ".join(f"{task}: {len(classes)} classes" for task, classes in self.tasks.items())
         return f"CacheReader({str(self.path)!r}, {self.n_samples:,} samples, {self.n_rows:,} rows, {tasks})"
 
-    def __getstate__(self) -> tuple[str, bytes]:
-        return str(self.path), self.seal
+    def __getstate__(self) -> tuple[str, bytes, bool]:
+        return str(self.path), self.seal, self._memory_map
 
-    def __setstate__(self, state: tuple[str, bytes]) -> None:
+    def __setstate__(self, state: tuple[str, bytes, bool]) -> None:
         # Only stored: an exception here would reach the user of a data loader as "worker exited unexpectedly".
-        self.path, self._seal = Path(state[0]), state[1]
+        self.path, self._seal, self._memory_map = Path(state[0]), state[1], state[2]
 
     @cached_property
     def _inspected(self) -> Inspected:
@@ -234,10 +299,23 @@ class CacheReader:
         return inspected
 
     @cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        inspected = self._inspected
-        with opened(self.path) as file:
-            return map_rows(file, self.path, inspected)
+    def _rows_file(self) -> RowFile:
+        return RowFile(self.path, self._inspected, memory_map=self._memory_map)
+
+    def _sample_index(self, sample: str | Path | bytes) -> int:
+        """-1 where the cache does not have it."""
+        if isinstance(sample, bytes):
+            return int(self.find([sample])[0])
+        if os.path.isfile(sample):
+            try:
+                return int(self.find([hashlib.blake2b(Path(sample).read_bytes(), digest_size=KEY_BYTES).digest()])[0])
+            except OSError as error:
+                raise CacheError(f"cannot read the image {sample} ({error.strerror})") from error
+        return self._index_of_name.get(Path(sample).as_posix(), -1)
+
+    @cached_property
+    def _index_of_name(self) -> dict[str, int]:
+        return {Path(name).as_posix(): index for index, name in enumerate(self.names or [])}
 
     @cached_property
     def _sortable_keys(self) -> np.ndarray:
@@ -251,13 +329,16 @@ class CacheReader:
     def _rows(self, rows: Rows) -> slice | np.ndarray:
         """Row numbers that are in range, never counted from the end: -1 means absent, not last."""
         if isinstance(rows, slice):
-            return slice(*rows.indices(self.n_rows))
+            start, stop, step = rows.indices(self.n_rows)
+            return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
         wanted = np.asarray(rows)
         if wanted.size == 0:
             return wanted.astype(np.int64)
         if wanted.dtype.kind not in "iu":
             raise CacheMismatch(f"row numbers are {wanted.dtype}, expected integers")
-        if wanted.min() < 0 or wanted.max() >= self.n_rows:
+        if wanted.dtype != np.int64:
+            wanted = wanted.astype(np.int64)
+        if wanted.view(np.uint64).max() >= self.n_rows:  # negative numbers are huge there
             bad = wanted[(wanted < 0) | (wanted >= self.n_rows)].reshape(-1)[0]
             raise RowAbsent(f"row {bad} of {self.n_rows:,} in {self.path}: a sample or view that the cache lacks")
         return wanted

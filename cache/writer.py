@@ -20,20 +20,16 @@ from typing import Any
 import numpy as np
 
 from cache import durable
-from cache.combine import merge
-from cache.errors import CacheDamaged, CacheError, CacheMismatch, ManifestError
+from cache.combine import merge_locked
+from cache.errors import CacheDamaged, CacheMismatch, ManifestError
 from cache.fill import write_table
 from cache.layout import Table
 from cache.manifest import Manifest, differences, parse_strict, plain_object
 from cache.reader import CacheReader
 from cache.rows import FeatureShapes, Pair, RowBuffer, checked_rows
+from cache.workspace import SEGMENT_SUFFIX, Workspace
 
 log = logging.getLogger(__name__)
-
-SEGMENT_SUFFIX = ".h5"
-DAMAGED_SUFFIX = ".damaged"
-PLAN_NAME = "plan.json"
-LOCK_NAME = "lock"
 
 
 class SegmentedWriter:
@@ -55,16 +51,19 @@ class SegmentedWriter:
         if segment_rows < 1 or not segment_s >= 0:
             raise CacheMismatch(f"segment_rows is {segment_rows}, segment_s {segment_s}: expected >= 1 and >= 0")
         self.out, self.manifest = Path(out), manifest
-        self.parts = self.out.with_name(self.out.name + ".parts")
+        self._workspace = Workspace(self.out)
         self.segment_rows, self.segment_s = segment_rows, segment_s
         self._setting = plain_object(dict(compute_setting), "compute_setting", floats=True)
-        self._lock: durable.Lock | None = None
-        self._owns_parts = False
         self._buffer = RowBuffer()
         self._done: set[Pair] = set()
         self._in_out: set[Pair] = set()
         self._features: FeatureShapes | None = None
         self._last_seal_s = time.monotonic()
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the sealed segments."""
+        return self._workspace.folder
 
     @property
     def compute_setting(self) -> dict[str, Any]:
@@ -78,14 +77,12 @@ class SegmentedWriter:
 
     def __enter__(self) -> "SegmentedWriter":
         self._check_out()
-        self._lock = durable.Lock.acquire(self.parts / LOCK_NAME)
+        self._workspace.enter()
         try:
-            for temp in self.parts.glob("*" + durable.TEMP_SUFFIX):
-                durable.remove(temp)
             self._take_up_plan()
             self._take_up_rows()
         except BaseException:
-            self._leave()
+            self._workspace.leave()
             raise
         self._last_seal_s = time.monotonic()
         return self
@@ -94,10 +91,10 @@ class SegmentedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._lock is not None:
+            if kind is None and self._workspace.is_held:
                 self.seal()
         finally:
-            self._leave()
+            self._workspace.leave()
 
     def add(
         self,
@@ -144,28 +141,32 @@ class SegmentedWriter:
             self._buffer = RowBuffer()
         self._last_seal_s = time.monotonic()
 
-    def finish(self) -> CacheReader:
-        """Seal, merge `out` and all parts into `out`, verify it, remove the parts and their folder, and open `out`."""
+    def finish(self, provenance: Mapping[str, Any] | None = None) -> CacheReader:
+        """Seal, merge `out` and all parts into `out`, verify it, remove the parts and their folder, and open `out`.
+
+        `provenance` replaces these fields of the manifest's; an `out` that would gain neither rows nor fields stays.
+        """
         self.seal()
         if not self._done:
             raise CacheMismatch(f"no rows for {self.out}: nothing was added")
         if self._in_out and not self.out.exists():
             raise CacheMismatch(f"{self.out} vanished during the build; its parts are kept: run the same command again")
-        if self._done != self._in_out:
+        fields = plain_object(dict(provenance or {}), "provenance", floats=True)
+        if self._done != self._in_out or not self._out_says(fields):
             sources = [self.out] if self.out.exists() else []
-            merge([*sources, *self._segments()], self.out, replace=bool(sources), temp_folder=self.parts)
+            merge_locked([*sources, *self._workspace.segments()], self.out, self.parts, fields, replace=bool(sources))
         reader = CacheReader(self.out)
-        self._remove_parts()
-        self._release()
+        self._workspace.clear()
         return reader
 
+    def _out_says(self, fields: Mapping[str, Any]) -> bool:
+        return fields.items() <= CacheReader(self.out).manifest.provenance.items()
+
     def _check_open(self) -> None:
-        if self._lock is None:
+        if not self._workspace.is_held:
             raise CacheMismatch(f"the writer of {self.out} is not open: use it as `with SegmentedWriter(...) as w`")
 
     def _check_out(self) -> None:
-        if not self.out.parent.is_dir():
-            raise CacheMismatch(f"{self.out.parent} is not a folder: make it first, or choose another -o")
         if self.out.exists():
             self._check_recipe(CacheReader(self.out).manifest.identity, self.out, "choose another -o")
 
@@ -181,10 +182,10 @@ class SegmentedWriter:
             raise CacheMismatch(f"{where} has the features {found}, the rows before it {self._features}")
 
     def _take_up_plan(self) -> None:
-        """Read the plan of an earlier run, whose compute setting wins, or write this one's."""
-        path = self.parts / PLAN_NAME
-        remedy = f"choose another -o, or delete the folder {self.parts} to start over"
-        if path.exists():
+        """Read the plan of an earlier run, whose compute setting wins if it left any rows, or write this one's."""
+        path = self._workspace.plan
+        if path.exists() and self._workspace.has_work():
+            remedy = f"choose another -o, or delete the folder {self.parts} to start over"
             try:
                 plan = parse_strict(path.read_bytes())
                 identity, setting = dict(plan["identity"]), dict(plan["compute_setting"])
@@ -198,55 +199,25 @@ class SegmentedWriter:
             ours = {"recipe_id": self.manifest.recipe_id, "identity": self.manifest.identity}
             plan = {"format": 1, **ours, "compute_setting": self._setting}
             durable.write_atomic(path, json.dumps(plan, sort_keys=True, indent=1, allow_nan=False).encode())
-        self._owns_parts = True
 
     def _take_up_rows(self) -> None:
         """Collect what is done, one verified file at a time; a damaged part is set aside, a damaged `out` refused."""
         if self.out.exists():
             self._in_out = self._pairs_of(self.out, "choose another -o")
         self._done |= self._in_out
-        for part in self._segments():
+        for part in self._workspace.segments():
             try:
                 self._done |= self._pairs_of(part, f"remove it, or delete the folder {self.parts} to start over")
             except CacheDamaged as error:
-                aside = durable.temp_name(part).with_suffix(DAMAGED_SUFFIX)
-                part.rename(aside)
-                log.warning("%s; renamed to %s, its rows will be computed again", error, aside.name)
+                aside = self._workspace.set_aside(part)
+                log.warning("%s; renamed to %s, its rows will be computed again", error, aside)
 
     def _pairs_of(self, path: Path, remedy: str) -> set[Pair]:
-        with CacheReader(path) as reader:
+        with CacheReader(path, memory_map=False) as reader:
             self._check_recipe(reader.manifest.identity, path, remedy)
             reader.verify()
             self._check_features(reader.features, path.name)
             return reader.pairs()
-
-    def _segments(self) -> list[Path]:
-        return sorted(self.parts.glob("*" + SEGMENT_SUFFIX))
-
-    def _remove_parts(self) -> None:
-        """Remove the files that are ours; the lock and the folder last, while the lock is held."""
-        ours = [*self._segments(), *self.parts.glob("*" + durable.TEMP_SUFFIX), *self.parts.glob("*" + DAMAGED_SUFFIX)]
-        for path in [*ours, self.parts / PLAN_NAME, self.parts / LOCK_NAME]:
-            with suppress(FileNotFoundError):
-                durable.remove(path)
-        try:
-            self.parts.rmdir()
-        except OSError as error:
-            log.info("%s stays: %s", self.parts, error.strerror)
-
-    def _leave(self) -> None:
-        """Release the lock; parts without any segment go, for there is nothing to resume."""
-        if self._lock is not None:
-            if self._owns_parts and not self._segments() and not list(self.parts.glob("*" + DAMAGED_SUFFIX)):
-                with suppress(CacheError, OSError):
-                    self._remove_parts()
-            self._release()
-
-    def _release(self) -> None:
-        # After the folder is gone another writer may already own a new one of that name: touch nothing from here on.
-        if self._lock is not None:
-            self._lock.release()
-        self._lock, self._owns_parts = None, False
 
 
 def _segment_id(table: Table) -> str:

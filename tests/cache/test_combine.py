@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cache import CacheReader, Manifest, SegmentedWriter, Table, durable, merge
 from cache.combine import tolerance_logits
-from cache.errors import CacheDamaged, CacheDiskFull, CacheMismatch, CacheNotFound
+from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheMismatch, CacheNotFound
+from cache.workspace import Workspace
 
 
 def part(table, samples):
@@ -51,7 +52,7 @@ def test_merge_gives_the_union_in_any_order(make, tmp_path):
         merged.verify()
         make.assert_equal(merged.table(), table)
         assert merged.content_id == CacheReader(whole).content_id
-        assert merged.manifest.provenance == make.manifest().provenance | {"merged_from": len(sources)}
+        assert merged.manifest.provenance == make.manifest().provenance | {"merged_from": len(set(sources))}
 
 
 def test_merge_keeps_the_first_of_two_answers_within_the_tolerance(make, tmp_path):
@@ -133,22 +134,47 @@ def test_merge_refuses_a_damaged_source(make, tmp_path):
     assert left(tmp_path) == ["a.h5", "b.h5"]
 
 
-def test_merge_never_replaces_what_is_not_among_its_sources(make, tmp_path):
+def test_merge_never_replaces_a_file(make, tmp_path):
     a, b = make.write(tmp_path / "a.h5", make.table()), make.write(tmp_path / "b.h5", make.table(seed=1))
     before = b.read_bytes()
     with pytest.raises(CacheMismatch, match="exists already"):
         merge([a], b)
-    with pytest.raises(CacheMismatch, match="not among"):
-        merge([a], b, replace=True)
+    with pytest.raises(CacheMismatch, match="exists already"):
+        merge([a, b], b)
     with pytest.raises(CacheMismatch, match="nothing to merge"):
         merge([], tmp_path / "out.h5")
     with pytest.raises(CacheNotFound):
         merge([a, tmp_path / "none.h5"], tmp_path / "out.h5")
     assert b.read_bytes() == before
-    merged = merge([b, a], b, replace=True)
-    assert merged.pairs() == CacheReader(a).pairs() | set(merged.pairs())
-    assert b.read_bytes() != before
     assert left(tmp_path) == ["a.h5", "b.h5"]
+
+
+def test_merge_takes_a_folder_for_the_caches_in_it(make, tmp_path):
+    table, folder = make.table(n_samples=7), tmp_path / "parts"
+    folder.mkdir()
+    make.write(folder / "b.h5", part(table, range(3)))
+    make.write(folder / "a.h5", part(table, range(3, len(table.key))))
+    (folder / "plan.json").write_text("{}")
+    make.assert_equal(merge([folder, folder / "a.h5"], tmp_path / "out.h5").table(), table)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CacheMismatch, match="folder without caches"):
+        merge([tmp_path / "empty"], tmp_path / "out2.h5")
+
+
+def test_two_merges_into_one_file_are_kept_apart(make, tmp_path):
+    a, out = make.write(tmp_path / "a.h5", make.table()), tmp_path / "out.h5"
+    with Workspace(out), pytest.raises(CacheBusy, match=f"pid {os.getpid()}"):
+        merge([a], out)
+    make.assert_equal(merge([a], out).table(), make.table())
+    assert left(tmp_path) == ["a.h5", "out.h5"]
+
+
+def test_a_merge_sweeps_what_a_killed_one_left(make, tmp_path):
+    a, parts = make.write(tmp_path / "a.h5", make.table()), tmp_path / "out.h5.parts"
+    parts.mkdir()
+    (parts / "out.h5.0123.tmp").write_text("half")
+    merge([a], tmp_path / "out.h5")
+    assert left(tmp_path) == ["a.h5", "out.h5"]
 
 
 def test_merge_leaves_alone_what_appeared_meanwhile(make, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ from cache import CacheError, CacheReader
 from cache.errors import CacheDamaged, CacheNotFound
 from cache.guard import _check_bounds
 from cache.layout import Extent, Spec
-from cache.verify import verify
 
 
 def refused(path, reason):
@@ -18,7 +17,7 @@ def refused(path, reason):
 
 def test_a_copy_by_h5py_is_still_a_cache(make, sealed, tmp_path):
     copy = make.rewrite(sealed, tmp_path / "t.h5", lambda arrays: None)
-    verify(copy)
+    CacheReader(copy).verify()
     assert CacheReader(copy).content_id == CacheReader(sealed).content_id
 
 
@@ -77,7 +76,7 @@ def test_guard_refuses_a_file_whose_objects_were_changed(make, sealed, tmp_path,
 )
 def test_verify_refuses_changed(make, sealed, tmp_path, name, change):
     with pytest.raises(CacheDamaged, match="rows 0-"):
-        verify(make.rewrite(sealed, tmp_path / "t.h5", change))
+        CacheReader(make.rewrite(sealed, tmp_path / "t.h5", change)).verify()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_guard_refuses_a_bit_flip_in_any_object(make, sealed, tmp_path):
         for byte in {0, n_bytes - 1, *rng.integers(0, n_bytes, 4).tolist()}:
             flipped = make.flip(sealed, tmp_path / "t.h5", start + byte, int(rng.integers(8)))
             with pytest.raises(CacheDamaged) as caught:
-                verify(flipped)
+                CacheReader(flipped).verify()
             if name.startswith(("rows/params", "rows/witness", "logits", "features")):
                 assert f"{name} rows 0-" in str(caught.value)
 
@@ -155,7 +154,7 @@ def test_a_bit_flip_in_the_metadata_is_refused_or_changes_nothing(make, sealed, 
     for byte in rng.choice(np.flatnonzero(~data), 150, replace=False):
         flipped = make.flip(sealed, tmp_path / "t.h5", int(byte), int(rng.integers(8)))
         try:
-            verify(flipped)
+            CacheReader(flipped).verify()
         except CacheDamaged:
             n_refused += 1
         else:

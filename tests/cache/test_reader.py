@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import operator
 import os
@@ -12,6 +13,7 @@ import pytest
 
 from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch, RowAbsent
+from data.samples import content_key
 
 
 @pytest.fixture
@@ -191,3 +193,35 @@ def test_reader_refuses_to_map_a_file_that_was_cut_after_opening(sealed, tmp_pat
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(CacheDamaged, match="replaced"):
         reader.logits([0])
+
+
+def test_a_sample_is_found_by_key_by_image_and_by_stored_name(make, tmp_path):
+    image = tmp_path / "renamed.jpg"
+    image.write_bytes(b"bytes of an image")
+    table = make.table()
+    table.key[:] = np.sort(table.key, axis=0)
+    table.key[-1] = np.frombuffer(hashlib.blake2b(b"bytes of an image", digest_size=16).digest(), np.uint8)
+    key = bytes(table.key[-1])
+    order = [bytes(one) for one in table.key]
+    table.key[:] = np.frombuffer(b"".join(sorted(order)), np.uint8).reshape(-1, 16)
+    at = sorted(order).index(key)
+    cache = CacheReader(make.write(tmp_path / "t.h5", table))
+    rows = cache.rows_of(at)
+    for sample in (key, image, str(image), table.names[at]):
+        assert sample in cache
+        found = cache[sample]
+        assert (found.key, found.name) == (key, table.names[at])
+        assert np.array_equal(found.views, table.view[rows])
+        assert np.array_equal(found.params, table.params[rows])
+        assert np.array_equal(found.logits["sex/é"], table.logits["sex/é"][rows])
+        assert np.array_equal(found.features["embedding"], table.features["embedding"][rows])
+    assert list(cache) == sorted(order)
+    image.write_bytes(b"re-encoded")
+    for absent in (image, b"x" * 16, "no/such.jpg"):
+        assert absent not in cache
+        with pytest.raises(RowAbsent, match="neither an image file"):
+            cache[absent]
+
+
+def test_the_data_package_makes_the_same_keys_of_images():
+    assert content_key(b"abc") == hashlib.blake2b(b"abc", digest_size=16).digest()

@@ -1,35 +1,35 @@
 import pytest
 
+from cache import CacheReader
 from cache.errors import CacheDamaged, CacheNotFound
-from cache.verify import damaged_blocks, verify
 
 
 def test_verify_names_the_damaged_blocks_of_512_rows(make, tmp_path):
     table = make.table(n_samples=500, max_views=5, names=False)
     path = make.write(tmp_path / "t.h5", table)
-    assert damaged_blocks(path) == []
-    verify(path)
+    assert CacheReader(path).damaged_blocks() == []
+    CacheReader(path).verify()
     n_rows, offsets = len(table.view), make.offsets(path)
     assert n_rows > 1024
     for name, row, row_bytes in [("rows/params", 0, 12), ("logits/0", 512, 12), ("features/embedding", n_rows - 1, 12)]:
         make.flip(path, path, offsets[name][0] + row * row_bytes, 7)
     last = (n_rows - 1) // 512 * 512
-    assert damaged_blocks(path) == [
+    assert CacheReader(path).damaged_blocks() == [
         ("features/embedding", last, n_rows - 1),
         ("logits/0", 512, 1023),
         ("rows/params", 0, 511),
     ]
     with pytest.raises(CacheDamaged, match=r"3 blocks: .*logits/0 rows 512-1023"):
-        verify(path)
+        CacheReader(path).verify()
 
 
 def test_verify_does_not_trust_a_damaged_crc_table(make, sealed, tmp_path):
     start, _ = make.offsets(sealed)["crc32/logits/0"]
     flipped = make.flip(sealed, tmp_path / "t.h5", start, 0)
     with pytest.raises(CacheDamaged, match="seal"):
-        damaged_blocks(flipped)
+        CacheReader(flipped).damaged_blocks()
 
 
 def test_verify_says_that_a_file_is_missing(tmp_path):
     with pytest.raises(CacheNotFound):
-        verify(tmp_path / "none.h5")
+        CacheReader(tmp_path / "none.h5").verify()

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import CacheReader, SegmentedWriter, durable
-from cache import writer as writer_module
+from cache import CacheReader, SegmentedWriter, durable, workspace
 from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheMismatch
 
 KILLED_WRITER = Path(__file__).with_name("killed_writer.py")
@@ -249,6 +248,33 @@ def test_a_damaged_part_is_set_aside_and_its_rows_are_missing(make, tmp_path, ca
     assert os.listdir(tmp_path) == ["t.h5"]
 
 
+def test_a_plan_without_rows_binds_nobody(make, tmp_path):
+    with open_writer(tmp_path / "t.h5", make.manifest()) as writer:
+        plan = writer.parts / "plan.json"
+        left_by_a_killed_run = plan.read_bytes()
+    plan.parent.mkdir()
+    plan.write_bytes(left_by_a_killed_run)
+    other = make.manifest(precision="bf16")
+    with SegmentedWriter(tmp_path / "t.h5", other, {"batch": 32}) as writer:
+        assert writer.compute_setting == {"batch": 32}
+        make.add_missing(writer, make.rows_one_by_one(make.table()))
+        assert writer.finish().recipe_id == other.recipe_id
+    assert os.listdir(tmp_path) == ["t.h5"]
+
+
+def test_finish_puts_fields_into_the_provenance_and_rewrites_only_for_new_ones(make, tmp_path):
+    out, rows = tmp_path / "t.h5", make.table()
+    make.build(out, rows)
+    for fields in ({"skipped": ["a"]}, {"skipped": ["a"]}, {"skipped": []}):
+        before = out.read_bytes()
+        known = CacheReader(out).manifest.provenance.get("skipped")
+        with open_writer(out, make.manifest()) as writer:
+            reader = writer.finish(fields)
+        assert (out.read_bytes() == before) == (known == fields["skipped"])
+        assert reader.manifest.provenance == make.manifest().provenance | fields
+        make.assert_equal(reader.table(), rows)
+
+
 def test_a_part_of_another_recipe_is_refused(make, tmp_path):
     out = tmp_path / "t.h5"
     interrupted(out, make, make.table(n_samples=8))
@@ -375,7 +401,7 @@ def test_a_closed_writer_and_bad_settings_are_refused(make, tmp_path):
 
 
 def test_files_of_others_in_the_parts_folder_stay(make, tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger=writer_module.__name__)
+    caplog.set_level(logging.INFO, logger=workspace.__name__)
     with open_writer(tmp_path / "t.h5", make.manifest()) as writer:
         (writer.parts / "notes.txt").write_text("mine")
         make.add_missing(writer, make.rows_one_by_one(make.table()))
