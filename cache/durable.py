@@ -55,7 +55,7 @@ def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
         if error.errno in _FULL:
             raise CacheDiskFull(
                 f"no room for {needed_bytes:,} bytes in {path.parent.absolute()} ({error.strerror}): "
-                "free some space and run the same command again; what is finished stays"
+                "what is finished stays; free some space, then run the same command again"
             ) from error
         raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -154,12 +154,11 @@ def unpublished(final: Path, content: bytes) -> Iterator[Path]:
     """A whole, synced file under a temporary name, to be looked at and published inside, and gone after."""
     temp = temp_name(final)
     try:
-        with disk_errors(final, len(content)):
-            with open(temp, "xb") as file:
-                file.write(content)
-                file.flush()
-                fsync_file(file.fileno())
-            yield temp
+        with disk_errors(final, len(content)), open(temp, "xb") as file:
+            file.write(content)
+            file.flush()
+            fsync_file(file.fileno())
+        yield temp
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
@@ -167,7 +166,7 @@ def unpublished(final: Path, content: bytes) -> Iterator[Path]:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a small file: whole and on the disk, or not at all."""
-    with unpublished(path, content) as temp:
+    with unpublished(path, content) as temp, disk_errors(path, len(content)):
         publish_replace(temp, path)
 
 

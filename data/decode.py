@@ -38,7 +38,7 @@ def decode(encoded: bytes, name: str) -> Tensor:
     `name` is only for the error. Raises BadImage for anything that is not a whole image.
     """
     if not encoded:
-        raise BadImage(f"{name}: the file is empty")
+        raise BadImage("the file is empty", name)
     try:
         with warnings.catch_warnings():
             # Pillow warns at half of its limit and beside some of its errors; the errors below say it once.
@@ -47,19 +47,19 @@ def decode(encoded: bytes, name: str) -> Tensor:
                 _check_pixel_count(opened, name)
                 image = _as_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
-        raise BadImage(f"{name}: cannot be decoded (not an image)") from error
+        raise BadImage("cannot be decoded (not an image)", name) from error
     except BadImage:
         raise
     except _PILLOW_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadImage(f"{name}: cannot be decoded ({reason})") from error
+        raise BadImage(f"cannot be decoded ({reason})", name) from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _check_pixel_count(header: Image.Image, name: str) -> None:
     width_px, height_px = header.size
     if width_px * height_px > PIXEL_LIMIT:
-        raise BadImage(f"{name}: {width_px} x {height_px} pixels, the limit is {PIXEL_LIMIT:,}")
+        raise BadImage(f"{width_px} x {height_px} pixels, the limit is {PIXEL_LIMIT:,}", name)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -81,4 +81,4 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise BadImage(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise BadImage(f"cannot be read ({error.strerror or error})", path) from error

@@ -42,14 +42,24 @@ class SampleViews:
     witness: NDArray[np.uint8]
     """Quadrant means, uint8 [V, 12]."""
     error: str = ""
+    """Why the file is no image, without its path."""
 
 
 def read_sample(sample: Sample) -> Tensor:
     """The decoded image of a sample, uint8 [3, H, W]; BadImage if the file changed since it was hashed."""
     encoded = read_bytes(sample.path)
     if content_key(encoded) != sample.key:
-        raise BadImage(f"{sample.path}: the file changed while it was in use")
+        raise BadImage("the file changed while it was in use", sample.path)
     return decode(encoded, sample.path)
+
+
+def is_decodable(sample: Sample) -> bool:
+    """Whether `read_sample` gives an image; decodes it."""
+    try:
+        read_sample(sample)
+    except BadImage:
+        return False
+    return True
 
 
 class TeacherViews(Dataset[SampleViews]):
@@ -71,7 +81,7 @@ class TeacherViews(Dataset[SampleViews]):
         except BadImage as error:
             nothing = torch.empty(0, 3, self._size_px, self._size_px, dtype=torch.uint8)
             return SampleViews(
-                sample, np.array(views, np.uint16), params, nothing, np.empty((0, 12), np.uint8), str(error)
+                sample, np.array(views, np.uint16), params, nothing, np.empty((0, 12), np.uint8), error.reason
             )
         pixels = torch.stack([render(image, row, self._size_px, self._policy.geometry) for row in params])
         witnesses = np.stack([witness(view) for view in pixels])

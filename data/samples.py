@@ -69,26 +69,37 @@ def content_key(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def scan_folder(root: str | Path, *, split_file: Path | None = None, allow_duplicates: bool = False) -> SampleSet:
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """How a folder becomes samples."""
+
+    split_file: Path | None = None
+    """Where the split of an unsplit folder stands; None is `splits.csv` in it. Made at the first scan, then read."""
+    allow_duplicates: bool = False
+    """Accept the same bytes under two labels or in two splits."""
+    skip_bad_images: bool = False
+    """Leave out files that cannot be read, with a notice, instead of stopping."""
+
+
+def scan_folder(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleSet:
     """Find, hash and label every image below `root`.
 
-    `split_file` is where the split of an unsplit folder stands (default `root/splits.csv`); it is made at the
-    first scan and read ever after. Raises DataNotFound, BadImage (unreadable files, all listed) or BadSamples
-    (the same bytes under two labels or in two splits, all listed, unless `allow_duplicates`).
+    Raises DataNotFound, BadImage (files that cannot be read, all listed) or BadSamples (duplicates, all listed).
     """
     root = Path(root)
     files = _list_images(root)
-    keys = _hash_files([path for path, _, _ in files])
+    keys = _hash_files([path for path, _, _ in files], options.skip_bad_images)
     samples = [
         Sample(key, str(path), str(path.relative_to(root)), split, {FOLDER_TASK: label})
         for key, (path, split, label) in zip(keys, files, strict=True)
+        if key is not None
     ]
     if any(not sample.split for sample in samples):
         label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in samples}
         name_of = {sample.key: sample.name for sample in samples}
-        assigned = load_or_make(label_of, name_of, split_file or root / "splits.csv")
+        assigned = load_or_make(label_of, name_of, options.split_file or root / "splits.csv")
         samples = [replace(sample, split=assigned[sample.key]) for sample in samples]
-    samples = _without_duplicates(samples, allow_duplicates)
+    samples = _without_duplicates(samples, options.allow_duplicates)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))
     classes = tuple(sorted({sample.labels[FOLDER_TASK] for sample in samples}))
     if len(classes) < 2:
@@ -130,25 +141,30 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in named_so if not path.name.startswith(".") and path.is_file())
 
 
-def _hash_files(paths: list[Path]) -> list[bytes]:
+def _hash_files(paths: list[Path], skip_bad: bool) -> list[bytes | None]:
+    """The key of each file; None, with a notice, where `skip_bad` leaves it out."""
     bad: list[str] = []
 
-    def hash_one(path: Path) -> bytes:
+    def hash_one(path: Path) -> bytes | None:
         try:
             encoded = read_bytes(path)
         except BadImage as error:
             bad.append(str(error))
-            return b""
+            return None
         if not encoded:
             bad.append(f"{path}: the file is empty")
+            return None
         return content_key(encoded)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         keys = list(pool.map(hash_one, paths))
-    if bad:
+    if bad and not skip_bad:
         raise BadImage(
-            f"{len(bad):,} of {len(paths):,} images cannot be read; remove or replace them:\n{bullet_list(sorted(bad))}"
+            f"{len(bad):,} of {len(paths):,} images cannot be read; remove or replace them, or pass "
+            f"--skip-bad-images:\n{bullet_list(sorted(bad))}"
         )
+    if bad:
+        log.info("%s images cannot be read and are left out:\n%s", f"{len(bad):,}", bullet_list(sorted(bad)))
     return keys
 
 

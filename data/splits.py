@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import logging
 import os
 from collections import Counter
@@ -89,15 +90,21 @@ def _read(path: Path) -> dict[bytes, str]:
 
 def _write(assigned: Mapping[bytes, str], name_of: Mapping[bytes, str], path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(_COLUMNS)
+    writer.writerows((split, name_of[key], key.hex()) for key, split in assigned.items())
+    content = table.getvalue().encode("utf-8", "surrogateescape")
     try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            writer.writerows((split, name_of[key], key.hex()) for key, split in assigned.items())
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise DataError(
-            f"the split of this folder cannot be saved in {path} ({error.strerror}): pass --split-file FILE"
+            f"the split of this folder ({len(content):,} bytes) cannot be saved in {path} ({error.strerror}): "
+            "make room or pass --split-file FILE"
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -23,13 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cache import Manifest, SegmentedWriter
+from cache import CacheReader, Manifest, SegmentedWriter
+from cache.layout import Dims
 from data.decode import DECODER_VERSION
 from data.errors import BadImage, bullet_list
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
-from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
+from data.samples import FOLDER_TASK, Sample, SampleSet, ScanOptions, scan_folder
 from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError
+from pipeline.joining import SKIPPED, skipped
 from pipeline.process import MAX_SEED, deferred_interrupts, resolve_device
 from pipeline.teachers.prompts import default_prompts, read_prompts
 from pipeline.teachers.siglip import DEFAULT_TEACHER, PRECISIONS, SiglipTeacher, resolve_precision
@@ -59,6 +62,10 @@ class BuildConfig:
     workers: int | None = None
     """Processes that decode and render; None is none beside a CPU teacher, else all cores but one."""
     policy: ViewPolicy = ViewPolicy()
+    embedding: bool = True
+    """Store the image embeddings (2.3 kB a view with MedSigLIP) beside the logits."""
+    names: bool = True
+    """Store relative paths, for people."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.views <= 65_535:
@@ -82,6 +89,8 @@ class BuildResult:
     n_rows: int
     n_computed: int
     """Rows computed now; the others stood already."""
+    n_skipped: int
+    """Images left out because they cannot be decoded."""
     wall_s: float
     """Seconds from the first image to the last row, without loading and merging."""
 
@@ -90,9 +99,7 @@ def build_cache(
     data: str | Path,
     out: str | Path,
     config: BuildConfig,
-    *,
-    split_file: Path | None = None,
-    allow_duplicates: bool = False,
+    scan: ScanOptions = ScanOptions(),
 ) -> BuildResult:
     """Build, resume or extend the cache `out` for the images in `data`.
 
@@ -101,7 +108,7 @@ def build_cache(
     """
     if not Path(out).absolute().parent.is_dir():
         raise SettingError(f"the folder of {out} does not exist: create it first")
-    images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
+    images = scan_folder(data, scan)
     classes = images.classes[FOLDER_TASK]
     prompts = read_prompts(config.prompts, classes) if config.prompts else default_prompts(classes)
     for name, texts in prompts.items():
@@ -109,9 +116,9 @@ def build_cache(
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     teacher = SiglipTeacher(config.teacher, prompts, device=device, precision=precision)
-    manifest = _manifest(images, teacher, config)
     batch_size = config.batch_size or (16 if device == "cpu" else 64)
     setting = {"rows_per_forward": batch_size, "device": device, "torch": torch.__version__}
+    manifest = _manifest(images, teacher, config, setting)
     with SegmentedWriter(Path(out), manifest, setting) as writer:
         if (kept := writer.compute_setting["rows_per_forward"]) != batch_size:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", kept)
@@ -122,20 +129,61 @@ def build_cache(
             f"{len(images.samples):,}", f"{total:,}", f"{len(writer.done):,}",
             teacher.size_px, precision, device, kept,
         )  # fmt: skip
+        _warn_of_a_full_disk(writer, wanted, manifest, teacher.head.text_CD.shape[1] if config.embedding else 0)
         started = time.perf_counter()
         bad = _compute(wanted, total, teacher, writer, config, kept)
         wall_s = time.perf_counter() - started
         writer.seal()
         if bad:
-            raise BadImage(
-                f"{len(bad):,} of {len(images.samples):,} images cannot be decoded; everything else is computed and "
-                f"sealed. Remove or replace them, then repeat the same command:\n{bullet_list(bad)}"
-            )
-        reader = writer.finish()
-    return BuildResult(Path(out), reader.n_samples, reader.n_rows, total, wall_s)
+            _tell_bad_images(bad, len(images.samples), stop=not scan.skip_bad_images or not writer.done)
+        reader = writer.finish(_skipped_field(writer, bad))
+    n_computed = total - sum(len(item.view) for item in bad)
+    return BuildResult(Path(out), reader.n_samples, reader.n_rows, n_computed, len(bad), wall_s)
 
 
-def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig) -> Manifest:
+def _tell_bad_images(bad: list[SampleViews], n_samples: int, *, stop: bool) -> None:
+    found = f"{len(bad):,} of {n_samples:,} images cannot be decoded"
+    listed = bullet_list(f"{item.sample.path}: {item.error}" for item in bad)
+    if stop:
+        raise BadImage(
+            f"{found}; everything else is computed and sealed. Remove or replace them, then repeat the same command, "
+            f"or repeat it with --skip-bad-images:\n{listed}"
+        )
+    log.info("%s and are left out:\n%s", found, listed)
+
+
+def _skipped_field(writer: SegmentedWriter, bad: list[SampleViews]) -> dict[str, Any]:
+    """What the provenance says of images left out, by key and without paths: those of now and of earlier builds."""
+    reasons = skipped(CacheReader(writer.out).manifest.provenance) if writer.out.exists() else {}
+    reasons |= {item.sample.key.hex(): item.error for item in bad}
+    return {SKIPPED: [{"key": key, "reason": reason} for key, reason in sorted(reasons.items())]} if reasons else {}
+
+
+def _warn_of_a_full_disk(
+    writer: SegmentedWriter, wanted: list[tuple[Sample, list[int]]], manifest: Manifest, embedding_size: int
+) -> None:
+    """The sealed segments and the merged file stand side by side for a moment: say so before the teacher runs."""
+    n_rows = sum(len(views) for _, views in wanted)
+
+    def n_bytes(rows: int) -> int:
+        features: dict[str, tuple[int, ...]] = {"embedding": (embedding_size,)} if embedding_size else {}
+        counts = tuple(len(classes) for classes in manifest.tasks.values())
+        return Dims(
+            manifest_bytes=len(manifest.to_bytes()), n_samples=min(rows, len(wanted)), n_rows=rows,
+            n_params=len(COLUMNS), class_counts=counts, features=features,
+        ).n_bytes  # fmt: skip
+
+    needed = n_bytes(n_rows) + n_bytes(len(writer.done) + n_rows)
+    free = shutil.disk_usage(writer.out.absolute().parent).free
+    if n_rows and free < needed:
+        log.warning(
+            "the disk may fill up: this build needs up to %s bytes in %s, %s are free. What is sealed stays; "
+            "make room before it ends",
+            f"{needed:,}", writer.out.absolute().parent, f"{free:,}",
+        )  # fmt: skip
+
+
+def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig, setting: dict[str, Any]) -> Manifest:
     identity = {
         "identity_version": IDENTITY_VERSION,
         "tasks": [{"name": task, "classes": list(names)} for task, names in images.classes.items()],
@@ -154,6 +202,7 @@ def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig) ->
         "teacher_parameters": teacher.n_parameters,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}",
+        "compute": setting,
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
@@ -181,13 +230,13 @@ def _compute(
     writer: SegmentedWriter,
     config: BuildConfig,
     batch_size: int,
-) -> list[str]:
-    """Compute and seal all wanted rows; the files that could not be decoded, with reasons."""
+) -> list[SampleViews]:
+    """Compute and seal all wanted rows; those that could not be decoded, with reasons."""
     if not wanted:
         return []
     dataset = TeacherViews(wanted, config.policy, config.seed, teacher.size_px)
     workers = default_workers(teacher.device) if config.workers is None else config.workers
-    bad: list[str] = []
+    bad: list[SampleViews] = []
     progress = tqdm(total=total, unit="view", disable=None, smoothing=0.1)
     with progress, deferred_interrupts() as check_interrupt:
         decoded = _good_ones(teacher_loader(dataset, workers), bad)
@@ -196,8 +245,9 @@ def _compute(
                 logits = teacher.head.logits(embedding)
                 writer.add(
                     key=item.sample.key, views=item.view, params=item.params, witness=item.witness,
-                    logits={FOLDER_TASK: logits}, features={"embedding": embedding.astype(np.float16)},
-                    name=item.sample.name,
+                    logits={FOLDER_TASK: logits},
+                    features={"embedding": embedding.astype(np.float16)} if config.embedding else {},
+                    name=item.sample.name if config.names else None,
                 )  # fmt: skip
                 progress.update(len(item.view))
             check_interrupt()
@@ -207,10 +257,10 @@ def _compute(
     return bad
 
 
-def _good_ones(items: Iterable[SampleViews], bad: list[str]) -> Iterator[SampleViews]:
+def _good_ones(items: Iterable[SampleViews], bad: list[SampleViews]) -> Iterator[SampleViews]:
     for item in items:
         if item.error:
-            bad.append(item.error)
+            bad.append(item)
         else:
             yield item
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
-from data.loaders import StudentLoader, ViewItem, default_workers
-from data.samples import FOLDER_TASK, Sample, scan_folder
+from data.loaders import StudentLoader, ViewItem, default_workers, is_decodable
+from data.samples import FOLDER_TASK, Sample, ScanOptions, scan_folder
 from data.views import CLEAN_ROW
 from pipeline.errors import RunError
 from pipeline.inference import Student, load_student
+from pipeline.joining import join
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.process import resolve_device
-from pipeline.targets import TeacherTargets
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +81,16 @@ def evaluate(
     cache: Path | None = None,
     device: str = "auto",
     workers: int | None = None,
-    split_file: Path | None = None,
-    allow_duplicates: bool = False,
+    scan: ScanOptions = ScanOptions(),
 ) -> Evaluation:
     """Evaluate a run folder or an exported file on the clean view of every image of a split.
 
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
     """
     student = load_student(model, resolve_device(device))
-    images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
-    samples = images.of_split(split)
+    samples = scan_folder(data, scan).of_split(split)
+    if scan.skip_bad_images:
+        samples = [sample for sample in samples if is_decodable(sample)]
     labels = _labels(samples, student)
     told = _teacher_logits(student, samples, cache, str(data))
     workers = default_workers(student.device) if workers is None else workers
@@ -129,17 +129,17 @@ def _teacher_logits(
     if path is None:
         return None
     try:
-        reader = CacheReader(path)
+        reader = CacheReader(path, memory_map=False)
         if lacking := set(student.card.classes) - set(reader.tasks.get(FOLDER_TASK, ())):
             raise CacheMismatch(f"{path} does not know the student's classes {', '.join(sorted(lacking))}")
         if cache is None and reader.recipe_id != student.recipe_id:
             raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
-        targets = TeacherTargets.join(reader, samples, data)
-        rows = targets.clean_rows()
+        targets = join(reader, {"evaluated": samples}, data, clean=["evaluated"])["evaluated"]
+        targets.verify()
     except CacheError as error:
         if cache is not None:
             raise
         log.info("no agreement with the teacher: %s", error)
         return None
     order = [reader.tasks[FOLDER_TASK].index(name) for name in student.card.classes]
-    return targets.teacher_logits(rows)[:, order]
+    return targets.teacher_logits(targets.clean_rows())[:, order]

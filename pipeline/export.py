@@ -5,7 +5,6 @@ Never trains. Run: softlabel export RUN -o student_model.pt
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +53,13 @@ def export(run: str | Path, out: str | Path, *, budget_mb: float = 25.0) -> Expo
     size_px = student.card.size_px
     noise = torch.randint(0, 256, (_N_COMPARED, 3, size_px, size_px), generator=torch.Generator().manual_seed(0))
     expected = student.logits(noise.to(torch.uint8))
-    with tempfile.TemporaryDirectory(prefix="softlabel-export-") as folder:
-        copy = Path(folder) / "student.pt"
-        copy.write_bytes(artefact)
-        reloaded = load_student(copy, "cpu").logits(noise.to(torch.uint8))
-    worst = float(abs(expected - reloaded).max())
-    if not worst <= _TOLERANCE * max(1.0, float(abs(expected).max())):
-        raise RunError(f"the exported model differs from its checkpoint by {worst:.2g} in a logit: not written")
-    durable.write_atomic(out, artefact)
+    with durable.unpublished(out, artefact) as temp:
+        reloaded = load_student(temp, "cpu").logits(noise.to(torch.uint8))
+        worst = float(abs(expected - reloaded).max())
+        if not worst <= _TOLERANCE * max(1.0, float(abs(expected).max())):
+            raise RunError(f"the exported model differs from its checkpoint by {worst:.2g} in a logit: not written")
+        with durable.disk_errors(out, len(artefact)):
+            is_new = durable.publish_new(temp, out)
+        if not is_new:
+            raise OutputExists(f"{out} appeared during the export and was left alone: choose another name")
     return Exported(out, len(artefact), worst)

@@ -1,16 +1,18 @@
-"""Samples joined with what the teacher said of them: by content key and class name, never by position or path.
+"""Samples with what the teacher said of them: which row each shows in an epoch, its logits, and proof of the view.
 
-Knows neither models nor losses. N samples, R rows of the cache, V views of a sample, C classes.
+Knows neither models nor losses, and not how samples and rows were matched (`pipeline.joining`).
+N samples, R rows of the cache, V views of a sample, C classes, S pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache import CacheReader
 from cache.errors import CacheMismatch
@@ -21,7 +23,7 @@ from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """Some samples with their rows in a cache; refuses to exist when any of them is missing there."""
+    """Some samples, each with its place in a cache; made by `pipeline.joining.join`, which refuses missing ones."""
 
     reader: CacheReader
     samples: Sequence[Sample]
@@ -29,23 +31,6 @@ class TeacherTargets:
     """Number of each sample in the cache."""
     labels_N: NDArray[np.int64]
     """Class of each sample, as a column of the cache's logits."""
-
-    @classmethod
-    def join(cls, reader: CacheReader, samples: Sequence[Sample], data: str) -> TeacherTargets:
-        """Look every sample up; CacheMismatch says how many are missing and what to run."""
-        index_N = reader.find([sample.key for sample in samples])
-        if (missing := int((index_N < 0).sum())) == len(samples):
-            raise CacheMismatch(
-                f"{reader.path} knows none of the {len(samples):,} images of {data}: this is another data set, or your "
-                f"copy of the images has other bytes (re-encoded or resized?)"
-            )
-        if missing:
-            first = samples[int(np.argmin(index_N))].name
-            raise CacheMismatch(
-                f"{reader.path} lacks {missing:,} of {len(samples):,} images (first: {first}): "
-                f"run `softlabel cache build {data} -o {reader.path}` with the settings it was built with"
-            )
-        return cls(reader, samples, index_N, _labels(reader, samples))
 
     @property
     def geometry(self) -> str:
@@ -61,8 +46,8 @@ class TeacherTargets:
     def clean_rows(self) -> NDArray[np.int64]:
         """Rows of the clean views, int64 [N]; CacheMismatch where one is missing."""
         rows = self.reader.row(self.index_N, np.zeros(len(self.samples), np.int64))
-        if (rows < 0).any():
-            raise CacheMismatch(f"{self.reader.path} lacks the clean view of {int((rows < 0).sum()):,} images")
+        if n_missing := int((rows < 0).sum()):
+            raise CacheMismatch(f"{self.reader.path} lacks the clean view of {n_missing:,} images")
         return rows
 
     def epoch_rows(self, epoch: int, run_seed: int) -> NDArray[np.int64]:
@@ -83,19 +68,40 @@ class TeacherTargets:
         """Raw logits, float32 [len(rows), C]."""
         return self.reader.logits(rows, FOLDER_TASK).astype(np.float32)
 
+    def verify(self) -> None:
+        """Compare all that training reads with its checksums, which also brings it into memory; CacheDamaged if not."""
+        task = list(self.reader.tasks).index(FOLDER_TASK)
+        self.reader.verify_objects(["rows/params", "rows/witness", f"logits/{task}"])
+
     def check_witness(self, size_px: int, seed: int, n_checked: int = 32) -> None:
-        """Render some views at the student's size and compare them with what the teacher saw; CacheMismatch if not."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self.samples))[:n_checked])
-        rows = self.epoch_rows(0, seed)[chosen]
-        expected = self.reader.witness(rows).astype(int)
-        tolerance = witness_tolerance(size_px)
-        for i, row, seen in zip(chosen, self.reader.params(rows), expected, strict=True):
-            sample = self.samples[i]
-            found = witness(render(read_sample(sample), row, size_px, self.geometry)).astype(int)
-            if (worst := int(np.abs(found - seen).max())) > tolerance:
+        """Render random views of random samples as training will, and compare them with what the teacher saw.
+
+        Proves crop, flips, turns, colours and the join; not interpolation and decoder, which the identity names.
+        """
+        generator = np.random.default_rng(seed)
+        chosen = generator.permutation(len(self.samples))[:n_checked]
+        first_row = self.reader.first_row.astype(np.int64)
+        rows = generator.integers(first_row[self.index_N[chosen]], first_row[self.index_N[chosen] + 1])
+        params = self.reader.params(rows)
+        views = [
+            render(read_sample(self.samples[i]), row, size_px, self.geometry)
+            for i, row in zip(chosen, params, strict=True)
+        ]
+        self.check_pixels(views, chosen, rows)
+
+    def check_pixels(self, views: Iterable[Tensor], numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Compare views, uint8 [3, S, S] each, with what the teacher saw in these rows; `numbers` says whose they are.
+
+        CacheMismatch names the first image that differs by more than the size allows.
+        """
+        for view, number, expected in zip(views, numbers, self.reader.witness(rows).astype(int), strict=True):
+            tolerance = witness_tolerance(view.shape[-1])
+            worst = int(np.abs(witness(view).astype(int) - expected).max())
+            if worst > tolerance:
                 raise CacheMismatch(
-                    f"{sample.path} renders to another view than the teacher saw: its quadrant means differ by {worst} "
-                    f"levels, expected at most {tolerance}. The cache comes from other rendering code: build it anew"
+                    f"{self.samples[number].path} renders to another view than the teacher saw: its quadrant means "
+                    f"differ by {worst} levels, expected at most {tolerance}. The cache comes from other rendering "
+                    "code: build it anew"
                 )
 
 
@@ -113,16 +119,3 @@ def view_policy(reader: CacheReader) -> ViewPolicy:
         return ViewPolicy.from_identity(views)
     except (ValueError, KeyError, TypeError) as error:
         raise CacheMismatch(f"{reader.path}: views that this version of softlabel cannot render: {error}") from error
-
-
-def _labels(reader: CacheReader, samples: Sequence[Sample]) -> NDArray[np.int64]:
-    if FOLDER_TASK not in reader.tasks:
-        raise CacheMismatch(f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'")
-    classes = reader.tasks[FOLDER_TASK]
-    column = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({sample.labels[FOLDER_TASK] for sample in samples} - set(classes))
-    if unknown:
-        raise CacheMismatch(
-            f"{reader.path} does not know the classes {', '.join(unknown)}; it was built for {', '.join(classes)}"
-        )
-    return np.array([column[sample.labels[FOLDER_TASK]] for sample in samples], np.int64)

@@ -23,20 +23,23 @@ from tqdm import tqdm
 from cache import CacheReader
 from data.errors import BadSamples
 from data.loaders import StudentLoader, ViewItem, default_workers
-from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
+from data.samples import FOLDER_TASK, Sample, SampleSet, ScanOptions, scan_folder
 from data.splits import stratified_subset
 from pipeline.errors import OutputExists, RunError, SettingError
 from pipeline.inference import memory_format, normalise
+from pipeline.joining import join
 from pipeline.losses.distillation import LossParts, distillation_loss
 from pipeline.metrics import Metrics, classification_metrics
 from pipeline.optimisation import MovingAverage, learning_rate
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
-from pipeline.targets import TeacherTargets
 from pipeline.torchscript import StudentCard
 
 log = logging.getLogger(__name__)
+
+_N_CHECKED = 8
+"""Views of a validation batch that are compared with what the teacher saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +104,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
-    split_file: Path | None = None,
-    allow_duplicates: bool = False,
+    scan: ScanOptions = ScanOptions(),
 ) -> TrainResult:
     """Train a student, or with `resume` go on with the run in `out`.
 
@@ -114,9 +116,10 @@ def train(
         go_on = "go on with it by --resume, or " if run.last.exists() else ""
         raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
     previous = run.load_last() if resume else None
-    reader = CacheReader(cache)
-    images = scan_folder(data, split_file=split_file, allow_duplicates=allow_duplicates)
-    training = _Training(run, reader, images, config, resolve_device(device), workers)
+    # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
+    reader = CacheReader(cache, memory_map=False)
+    images = scan_folder(data, scan)
+    training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
     if previous is not None:
         training.restore(previous)
     return training.run_epochs()
@@ -127,12 +130,16 @@ class _Training:
 
     def __init__(
         self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None,
+        workers: int | None, skip_bad_images: bool,
     ) -> None:  # fmt: skip
         self._run, self._config, self._device = run, config, device
         learners, validators, where = _split_off_validation(images, config)
-        self._learn = TeacherTargets.join(reader, learners, str(images.root))
-        self._val = TeacherTargets.join(reader, validators, str(images.root))
+        targets = join(
+            reader, {"train": learners, "val": validators}, str(images.root),
+            clean=["val"], skip_bad_images=skip_bad_images,
+        )  # fmt: skip
+        self._learn, self._val = targets["train"], targets["val"]
+        self._learn.verify()
         self._card = StudentCard(
             student=config.student, task=FOLDER_TASK, classes=reader.tasks[FOLDER_TASK],
             size_px=config.student_size_px, geometry=self._learn.geometry, cache_id=reader.cache_id,
@@ -154,7 +161,7 @@ class _Training:
         self._val_pixels: Tensor | None = None
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
-            "images": _key_digest(learners, validators),
+            "images": _key_digest(self._learn.samples, self._val.samples),
         }  # fmt: skip
         self._epoch, self._metrics = 0, list[dict[str, Any]]()
         self._best = {"epoch": 0, "macro_f1": -1.0}
@@ -232,6 +239,8 @@ class _Training:
         self._model.train()
         loaded = self._load(batches)
         for number, (pixels, index_B) in enumerate(_progress(loaded, len(batches), epoch)):
+            if number == 0:
+                self._learn.check_pixels(pixels, index_B.numpy(), rows_N[index_B.numpy()])
             step = epoch * len(batches) + number
             parts = self._step(pixels, index_B, rows_N, step, len(batches) * self._config.epochs)
             parts_sum += np.array([part.item() for part in parts]) * len(index_B)
@@ -290,10 +299,12 @@ class _Training:
         if self._val_pixels is not None:
             yield from self._val_pixels.split(128)
             return
-        items = self._val.items(self._val.clean_rows())
+        rows = self._val.clean_rows()
+        items = self._val.items(rows)
         batches = [items[start : start + 128] for start in range(0, len(items), 128)]
         kept: list[Tensor] | None = [] if len(items) * 3 * self._card.size_px**2 < 1_000_000_000 else None
-        for pixels, _ in self._load(batches):
+        for pixels, index_B in self._load(batches):
+            self._val.check_pixels(pixels[:_N_CHECKED], index_B[:_N_CHECKED].numpy(), rows[index_B[:_N_CHECKED]])
             if kept is not None:
                 kept.append(pixels)
             yield pixels

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadImage, BadSamples, DataError, DataNotFound
-from data.samples import FOLDER_TASK, SampleSet, content_key, scan_folder
+from data.samples import FOLDER_TASK, SampleSet, ScanOptions, content_key, scan_folder
 
 SPLIT_SIZES = {"train": 3, "val": 2, "test": 2}
 
@@ -157,7 +157,7 @@ def test_the_same_bytes_in_two_classes_or_splits_are_all_listed(split_data: Path
 
 def test_duplicates_that_are_allowed_stay_in_both_places(split_data: Path) -> None:
     write(split_data / "test" / "nv" / "leak.jpg", "train nv 0")
-    found = scan_folder(split_data, allow_duplicates=True)
+    found = scan_folder(split_data, ScanOptions(allow_duplicates=True))
     assert sorted(s.split for s in found.samples if s.key == content_key(b"train nv 0")) == ["test", "train"]
     assert len(found.samples) == 15
 

@@ -151,8 +151,8 @@ def test_an_unsplit_folder_is_split_once_for_all_commands(
 
 def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
     from pipeline.build import BuildConfig
-    from pipeline.cli import cache_build
-    from pipeline.cli import train as train_command
+    from pipeline.commands.cache import cache_build
+    from pipeline.commands.student import train as train_command
     from pipeline.train import TrainConfig
 
     given = (

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pipeline.joining
 from cache import CacheError, CacheReader
 from data.samples import FOLDER_TASK, scan_folder
 from data.views import ViewPolicy, draw
@@ -15,7 +16,7 @@ from pipeline.targets import TeacherTargets
 
 
 def join(cache: Path, data: Path, split: str = "train") -> TeacherTargets:
-    return TeacherTargets.join(CacheReader(cache), scan_folder(data).of_split(split), str(data))
+    return pipeline.joining.join(CacheReader(cache), {split: scan_folder(data).of_split(split)}, str(data))[split]
 
 
 def test_renamed_reordered_images_get_the_same_logits(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:

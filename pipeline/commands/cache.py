@@ -1,0 +1,117 @@
+"""The commands around teacher caches (stage one). Each parses, calls one function, prints its result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
+
+if TYPE_CHECKING:
+    from data.samples import ScanOptions
+
+
+@click.group()
+def cache() -> None:
+    """Build and look at teacher caches (stage one)."""
+
+
+@cache.command("build")
+@click.argument("data", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="The cache to write, resume or extend.")
+@click.option("--teacher", default="google/medsiglip-448", show_default=True, help="Folder or Hugging Face name.")
+@click.option("--views", type=click.IntRange(1, 65_535), default=8, show_default=True, help="Views of a train image.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the views.")
+@click.option("--prompts", type=FILE, help="YAML: class -> prompt or list of prompts [the class names].")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
+    help="auto = fp16 on a GPU, fp32 on a CPU.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), help="Views in a forward pass [64 on a GPU, else 16].")
+@click.option(
+    "--embedding/--no-embedding", default=True, show_default=True,
+    help="Store image embeddings, from which the teacher's head can be made anew.",
+)  # fmt: skip
+@click.option("--names/--no-names", default=True, show_default=True, help="Store the images' relative paths.")
+@device_options
+@data_options
+def cache_build(data: Path, out: Path, scan: ScanOptions, **settings: Any) -> None:
+    """Run the teacher once over every view of DATA and write its logits and embeddings.
+
+    Train images get all views, images of other splits the clean one. Repeating the command resumes an interrupted
+    build, and adds images or views that are new.
+    """
+    with goes_on_with(same_command):
+        from pipeline.build import BuildConfig, build_cache
+
+        result = build_cache(data, out, BuildConfig(**settings), scan=scan)
+    speed = f", {result.n_computed / result.wall_s:.1f} views/s" if result.n_computed else ""
+    click.echo(
+        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images "
+        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed})"
+        + (f", {result.n_skipped:,} images left out" if result.n_skipped else "")
+    )
+
+
+@cache.command("info")
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def cache_info(file: Path, as_json: bool) -> None:
+    """What a cache holds and which teacher it is from."""
+    from pipeline.info import describe_cache, describe_cache_as_text
+
+    click.echo(json.dumps(describe_cache(file), indent=1) if as_json else describe_cache_as_text(file))
+
+
+@cache.command("verify")
+@click.argument("file", type=FILE)
+@click.argument("data", type=FILE, required=False)
+@click.option("--teacher", help="With DATA: compute some rows again with this teacher.")
+@click.option("--sample", "n_rows", type=click.IntRange(1), default=32, show_default=True, help="How many rows.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which rows.")
+@device_options
+@data_options
+def cache_verify(
+    file: Path, data: Path | None, teacher: str | None, n_rows: int, seed: int, device: str, workers: int | None,
+    scan: ScanOptions,
+) -> None:  # fmt: skip
+    """Check every byte of a cache; with DATA and --teacher, also whether the teacher still says the same.
+
+    Exit code 1 when one bit is off, with the blocks that are damaged, or when an answer is further off than the
+    precision explains.
+    """
+    if (data is None) != (teacher is None):
+        raise click.UsageError("--teacher and DATA go together: softlabel cache verify FILE DATA --teacher T")
+    from cache import CacheReader
+
+    with CacheReader(file, memory_map=False) as reader:
+        reader.verify()
+        click.echo(f"{file}: all {reader.n_rows:,} views of {reader.n_samples:,} images are as they were sealed")
+    if data is not None and teacher is not None:
+        from pipeline.recompute import recompute_rows
+
+        found = recompute_rows(file, data, teacher, n_rows=n_rows, seed=seed, device=device, workers=workers, scan=scan)
+        click.echo(
+            f"{found.n_rows:,} rows computed again in {found.precision} on {found.device}: largest difference of a "
+            f"logit {found.worst_logit:.2g}, tolerance {found.tolerance:g}"
+        )
+        found.check()
+
+
+@cache.command("merge")
+@click.argument("sources", metavar="CACHE...", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
+def cache_merge(sources: tuple[Path, ...], out: Path) -> None:
+    """Write the union of caches of one recipe: built by teammates, on several machines, or in an interrupted build.
+
+    A folder stands for the caches in it, such as the `.parts` of a build. Rows in several caches must agree within
+    the precision's tolerance; the first one is taken.
+    """
+    with goes_on_with(same_command):
+        from cache import merge
+
+        reader = merge(sources, out)
+    click.echo(f"{out}: {reader.n_rows:,} views of {reader.n_samples:,} images")

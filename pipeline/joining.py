@@ -1,0 +1,116 @@
+"""Match samples with the rows of a cache: by content key and class name, never by position or path.
+
+Reports everything that does not fit at once, before anything is trained. Reads keys and names only, no row.
+N samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import CacheReader
+from cache.errors import CacheMismatch
+from data.errors import bullet_list
+from data.loaders import is_decodable
+from data.samples import FOLDER_TASK, Sample
+from pipeline.targets import TeacherTargets, view_policy
+
+log = logging.getLogger(__name__)
+
+SKIPPED = "skipped"
+"""The field of a cache's provenance that lists images left out: [{"key": hex, "reason": text}, ...]."""
+
+Groups = Mapping[str, Sequence[Sample]]
+
+
+def join(
+    reader: CacheReader, groups: Groups, data: str, *, clean: Collection[str] = (), skip_bad_images: bool = False
+) -> dict[str, TeacherTargets]:
+    """Every sample of every group (such as train and val) with its place in the cache.
+
+    The groups in `clean` need a clean view of each sample. CacheMismatch lists all that does not fit, with what to run.
+    Files that cannot be decoded are left out with a notice, if `skip_bad_images` or if the build left them out, too.
+    """
+    groups = _without_bad(reader, groups, skip_bad_images)
+    index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
+    problems = [*_views(reader), *_classes(reader, groups), *_images(reader, groups, index_N, data, clean)]
+    if len(problems) == 1:
+        raise CacheMismatch(problems[0])
+    if problems:
+        raise CacheMismatch(f"{reader.path} and {data} do not fit together:\n{bullet_list(problems)}")
+    column = {name: number for number, name in enumerate(reader.tasks[FOLDER_TASK])}
+    return {
+        name: TeacherTargets(reader, samples, index_N[name], np.array([column[s.labels[FOLDER_TASK]] for s in samples]))
+        for name, samples in groups.items()
+    }
+
+
+def skipped(provenance: Mapping[str, object]) -> dict[str, str]:
+    """Key in hex -> reason, of the images that a build left out; the provenance is free-form and not trusted."""
+    listed = provenance.get(SKIPPED)
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return {str(entry.get("key")): str(entry.get("reason")) for entry in entries}
+
+
+def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:
+    left_out = skipped(reader.manifest.provenance)
+    kept, n_bad = {}, 0
+    for name, samples in groups.items():
+        missing = np.flatnonzero(reader.find([sample.key for sample in samples]) < 0).tolist()
+        suspects = [at for at in missing if skip_bad_images or samples[at].key.hex() in left_out]
+        bad = {at for at in suspects if not is_decodable(samples[at])}
+        kept[name] = [sample for at, sample in enumerate(samples) if at not in bad]
+        n_bad += len(bad)
+    if n_bad:
+        log.info("%s images cannot be decoded and are left out, as when the cache was built", f"{n_bad:,}")
+    return kept
+
+
+def _views(reader: CacheReader) -> Iterator[str]:
+    try:
+        view_policy(reader)
+    except CacheMismatch as error:
+        yield str(error)
+
+
+def _classes(reader: CacheReader, groups: Groups) -> Iterator[str]:
+    if FOLDER_TASK not in reader.tasks:
+        yield f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'"
+        return
+    classes = reader.tasks[FOLDER_TASK]
+    unknown = {sample.labels[FOLDER_TASK] for samples in groups.values() for sample in samples} - set(classes)
+    if unknown:
+        yield (
+            f"{reader.path} does not know the classes {', '.join(sorted(unknown))}; "
+            f"it was built for {', '.join(classes)}"
+        )
+
+
+def _images(
+    reader: CacheReader, groups: Groups, index_N: Mapping[str, NDArray[np.int64]], data: str, clean: Collection[str]
+) -> Iterator[str]:
+    n_samples = sum(map(len, groups.values()))
+    missing = [groups[name][at] for name in groups for at in np.flatnonzero(index_N[name] < 0).tolist()]
+    unclean = [
+        groups[name][at] for name in groups if name in clean
+        for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
+    ]  # fmt: skip
+    if missing and len(missing) == n_samples:
+        yield (
+            f"{reader.path} knows none of the {n_samples:,} images of {data}: this is another data set, or your copy "
+            f"of the images has other bytes (re-encoded or resized?)"
+        )
+    elif missing:
+        yield (
+            f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): "
+            f"run `softlabel cache build {data} -o {reader.path}` with the settings it was built with"
+        )
+    if unclean:
+        yield (
+            f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): "
+            f"run `softlabel cache build {data} -o {reader.path}` with the settings it was built with"
+        )

@@ -1,0 +1,144 @@
+"""Compute some rows of a cache again with its teacher, and say how far the answers lie apart. Changes nothing.
+
+Run: softlabel cache verify t.h5 DATA --teacher T --sample 32
+B rows a forward pass, R rows of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache import CacheReader
+from cache.combine import tolerance_logits
+from cache.errors import CacheMismatch
+from cache.manifest import differences
+from data.decode import DECODER_VERSION
+from data.errors import bullet_list
+from data.loaders import StudentLoader, ViewItem, default_workers
+from data.samples import FOLDER_TASK, Sample, ScanOptions, scan_folder
+from pipeline.errors import PipelineError
+from pipeline.joining import join
+from pipeline.process import resolve_device
+from pipeline.targets import TeacherTargets
+from pipeline.teachers.siglip import SiglipTeacher
+
+_DEFAULT_BATCH_SIZE = 16
+
+
+class NotReproduced(PipelineError):
+    """The teacher says something else than the cache, by more than its precision explains."""
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """How far rows computed again lie from those in the cache."""
+
+    n_rows: int
+    worst_logit: float
+    """Largest absolute difference of a logit."""
+    worst_image: str
+    """The image it belongs to."""
+    tolerance: float
+    """What the recipe's precision explains, in logits."""
+    precision: str
+    device: str
+
+    def check(self) -> None:
+        """Raise NotReproduced where the difference is beyond the tolerance."""
+        if not self.worst_logit <= self.tolerance:
+            raise NotReproduced(
+                f"the teacher's answer differs by {self.worst_logit:.2g} logits at {self.worst_image}, expected at "
+                f"most {self.tolerance:g} in {self.precision}: the cache comes from other code, or from a faulty "
+                "device; build it anew, or ask whoever built it"
+            )
+
+
+def recompute_rows(
+    cache: str | Path,
+    data: str | Path,
+    teacher: str,
+    *,
+    n_rows: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> Recomputed:
+    """Choose `n_rows` random rows among those of the images in `data`, and compute them as the build did.
+
+    Raises CacheMismatch where the teacher is not the cache's, or a view is not the one that the teacher saw.
+    """
+    reader = CacheReader(cache, memory_map=False)
+    samples = scan_folder(data, scan).samples
+    rows, owners = _choose(reader, samples, n_rows, seed)
+    chosen = [samples[owner] for owner in owners]
+    # Of a data set that the cache knows nothing of, all samples: the error then says so.
+    targets = join(reader, {"chosen": chosen or samples}, str(data))["chosen"]
+    model = _load(reader, teacher, resolve_device(device))
+    batch_size = _batch_size(reader)
+    n_workers = default_workers(model.device) if workers is None else workers
+    answers = [
+        model.head.logits(model.embed(padded)[:count])
+        for padded, count in _passes(targets, rows, model.size_px, n_workers, batch_size)
+    ]
+    stored = reader.logits(rows, FOLDER_TASK)
+    away = np.abs(np.concatenate(answers).astype(stored.dtype).astype(np.float64) - stored).max(axis=1)
+    worst = int(away.argmax())
+    tolerance = tolerance_logits(reader.manifest)
+    if stored.dtype == np.float16:
+        tolerance += float(np.spacing(np.abs(stored).max()))
+    return Recomputed(len(rows), float(away[worst]), chosen[worst].path, tolerance, model.precision, model.device)
+
+
+def _choose(
+    reader: CacheReader, samples: Sequence[Sample], n_rows: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers and, for each, the number of its sample: up to `n_rows` of those that the samples have."""
+    index_N = reader.find([sample.key for sample in samples])
+    owner_of = {int(index): number for number, index in enumerate(index_N) if index >= 0}
+    rows_R = np.flatnonzero(np.isin(reader.sample_of_row, list(owner_of)))
+    rows = np.sort(np.random.default_rng(seed).permutation(rows_R)[:n_rows])
+    return rows, np.array([owner_of[int(index)] for index in reader.sample_of_row[rows]], np.int64)
+
+
+def _load(reader: CacheReader, source: str, device: str) -> SiglipTeacher:
+    """The teacher with the cache's prompts and precision; CacheMismatch lists what it differs in."""
+    identity = reader.manifest.identity
+    described: Any = identity.get("teacher")
+    if not isinstance(described, dict) or described.get("kind") != "siglip":
+        raise CacheMismatch(f"{reader.path} is not from a SigLIP teacher: this version cannot compute its rows again")
+    prompts = {str(name): tuple(map(str, texts)) for name, texts in described.get("prompts", {}).items()}
+    model = SiglipTeacher(source, prompts, device=device, precision=str(identity.get("precision")))
+    ours = {"teacher": model.identity, "preprocessing": model.preprocessing, "decoder_version": DECODER_VERSION}
+    if found := differences({name: identity.get(name) for name in ours}, ours):
+        listed = bullet_list(found)
+        raise CacheMismatch(f"{source} is not the teacher of {reader.path} (stored against found):\n{listed}")
+    return model
+
+
+def _batch_size(reader: CacheReader) -> int:
+    """Rows a forward pass, as in the build where it is known: the bits depend on it."""
+    compute = reader.manifest.provenance.get("compute")
+    found = compute.get("rows_per_forward") if isinstance(compute, dict) else None
+    return found if isinstance(found, int) and 1 <= found <= 4096 else _DEFAULT_BATCH_SIZE
+
+
+def _passes(
+    targets: TeacherTargets, rows: NDArray[np.int64], size_px: int, workers: int, batch_size: int
+) -> Iterator[tuple[Tensor, int]]:
+    """(uint8 [B, 3, S, S], how many of its views are not padding), each view checked against its witness."""
+    params = targets.reader.params(rows)
+    items = [ViewItem(sample, row, i) for i, (sample, row) in enumerate(zip(targets.samples, params, strict=True))]
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    for pixels, numbers in StudentLoader(size_px, targets.geometry, workers)(batches):
+        targets.check_pixels(pixels, numbers.numpy(), rows[numbers.numpy()])
+        padding = torch.zeros(batch_size - len(pixels), *pixels.shape[1:], dtype=pixels.dtype)
+        yield torch.cat([pixels, padding]), len(pixels)
