@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache import durable
-from cache.errors import CacheMismatch
+from cache.errors import CacheDamaged, CacheMismatch
 from cache.fill import NewFile, put_names
 from cache.layout import KEY_BYTES, Dims, encode_name, is_big, sortable
 from cache.manifest import Manifest, differences
@@ -206,6 +206,8 @@ def _put_source(new: NewFile, survey: _Survey, target_rows: np.ndarray, is_first
             for start in range(0, len(target_rows), step):
                 part = slice(start, min(start + step, len(target_rows)))
                 values, targets, first = reader.read_object(name, part), target_rows[part], is_first[part]
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise CacheDamaged(f"{survey.path} has numbers in {name} that are not finite: leave it out")
                 new.scatter(name, values[first], targets[first])
                 if not first.all():
                     _compare(new, name, values[~first], targets[~first], survey)
@@ -222,7 +224,7 @@ def _compare(new: NewFile, name: str, values: np.ndarray, targets: np.ndarray, s
         tolerance = tolerance_logits(survey.manifest)
         step = np.spacing(np.maximum(np.abs(kept), np.abs(values))) if kept.dtype == np.float16 else 0
         away = np.abs(kept.astype(np.float64) - values.astype(np.float64))
-        bad, limit = (away > tolerance + step).any(axis=1), f"logits within {tolerance:g}"
+        bad, limit = ~(away <= tolerance + step).all(axis=1), f"logits within {tolerance:g}"
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise CacheMismatch(

@@ -16,6 +16,10 @@ class CacheDamaged(CacheError, ValueError):
     """The file is not a sealed cache, or no longer the one that was sealed."""
 
 
+class CacheNewer(CacheError, ValueError):
+    """The file is of a format that a later version of this package writes."""
+
+
 class ManifestError(CacheError, ValueError):
     """The manifest breaks a rule of its format."""
 

@@ -4,9 +4,10 @@ Never writes, and never reads data through libhdf5: it parses the names and offs
 descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info FILE.h5`.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -15,9 +16,9 @@ import h5py
 import numpy as np
 
 from cache import durable
-from cache.errors import CacheDamaged, CacheError, CacheNotFound, ManifestError
-from cache.layout import Dims, Extent, Spec, check_order, is_big, seal_of
-from cache.manifest import MAX_BYTES, Manifest
+from cache.errors import CacheDamaged, CacheError, CacheNewer, CacheNotFound, ManifestError
+from cache.layout import FEATURE_NAME, Dims, Extent, Spec, check_order, is_big, seal_of
+from cache.manifest import MAX_BYTES, Manifest, check_format, parse_strict
 
 MAX_OBJECTS = 10_000
 MAX_GROUP_DEPTH = 3
@@ -52,11 +53,18 @@ def inspect(file: FileIO, path: Path) -> Inspected:
     """Check layout, seal, manifest and order of an open file; every failure is one CacheDamaged naming the path."""
     try:
         return _inspect(file)
+    except CacheNewer as error:
+        raise CacheNewer(f"cannot read {path}: {error}") from error
     except (CacheDamaged, ManifestError) as error:
         raise CacheDamaged(
-            f"{path} is not a sound cache: {error}. Pull or copy it again, or rebuild it with "
+            f"{path} is not a sound cache: {_one_line(str(error))}. Pull or copy it again, or rebuild it with "
             f"`softlabel cache build DATA -o OTHER.h5`"
         ) from error
+
+
+def _one_line(text: str) -> str:
+    """A stranger's file names its objects: line breaks and terminal escapes in it are shown, not obeyed."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def read_object(file: FileIO, extent: Extent) -> np.ndarray:
@@ -71,10 +79,14 @@ def read_object(file: FileIO, extent: Extent) -> np.ndarray:
 def _inspect(file: FileIO) -> Inspected:
     extents = _extents(file)
     specs = {name: extent.spec for name, extent in extents.items()}
-    dims = Dims.of(specs)
-    _check_specs(specs, dims.specs())
     file_bytes = os.fstat(file.fileno()).st_size
     _check_bounds(extents, file_bytes)
+    try:
+        dims = Dims.of(specs)
+        _check_specs(specs, dims.specs())
+    except CacheDamaged:
+        _check_format(file, extents)
+        raise
     seal = read_object(file, extents["seal"]).tobytes()
     if seal_of(specs, lambda name: durable.chunks(file, extents[name].offset, specs[name].n_bytes)) != seal:
         raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
@@ -91,7 +103,7 @@ def _extents(file: FileIO) -> dict[str, Extent]:
         file.seek(0)
         with h5py.File(file, "r") as h5:
             found: dict[str, Extent] = {}
-            _walk(h5, "", found)
+            _walk(h5, "", found, itertools.count())
             return found
     # h5py answers damaged metadata with any of these, by where it meets it.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -100,20 +112,22 @@ def _extents(file: FileIO) -> dict[str, Extent]:
         raise CacheDamaged(f"HDF5 cannot read it ({error})") from error
 
 
-def _walk(group: h5py.Group, prefix: str, found: dict[str, Extent]) -> None:
+def _walk(group: h5py.Group, prefix: str, found: dict[str, Extent], visits: Iterator[int]) -> None:
     if prefix.count("/") > MAX_GROUP_DEPTH:
         raise CacheDamaged(f"groups nested deeper than {MAX_GROUP_DEPTH} at {prefix}")
     for name in group:
         full_name = prefix + name
+        if next(visits) >= MAX_OBJECTS:  # hard links to one group can make few bytes look like millions of objects
+            raise CacheDamaged(f"it has more than {MAX_OBJECTS:,} objects")
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise CacheDamaged(f"{full_name} is a link, expected an object of this file")
         item = group[name]
         if isinstance(item, h5py.Group):
-            _walk(item, full_name + "/", found)
-        elif isinstance(item, h5py.Dataset) and len(found) < MAX_OBJECTS:
+            _walk(item, full_name + "/", found, visits)
+        elif isinstance(item, h5py.Dataset):
             found[full_name] = _extent(item, full_name)
         else:
-            raise CacheDamaged(f"{full_name} is a {type(item).__name__} or beyond {MAX_OBJECTS:,} objects")
+            raise CacheDamaged(f"{full_name} is a {type(item).__name__}, expected a dataset")
 
 
 def _extent(dataset: h5py.Dataset, name: str) -> Extent:
@@ -123,7 +137,11 @@ def _extent(dataset: h5py.Dataset, name: str) -> Extent:
     dtype, shape, offset = dataset.dtype, dataset.shape, dataset.id.get_offset()
     if dtype.hasobject or shape is None or not shape or not all(shape) or offset is None:
         raise CacheDamaged(f"{name} is {dtype} {shape} at {offset}, expected fixed-size values in allocated space")
-    return Extent(Spec(dtype, tuple(shape)), int(offset))
+    spec = Spec(dtype, tuple(shape))
+    # Types that numpy lacks, such as bfloat16, are shown as wider ones.
+    if dataset.id.get_storage_size() != spec.n_bytes or dataset.id.get_type() != h5py.h5t.py_create(dtype):
+        raise CacheDamaged(f"{name} is stored as another type than the {dtype} that it is read as")
+    return Extent(spec, int(offset))
 
 
 def _check_specs(found: dict[str, Spec], expected: dict[str, Spec]) -> None:
@@ -134,6 +152,8 @@ def _check_specs(found: dict[str, Spec], expected: dict[str, Spec]) -> None:
         # Compared as text: numpy calls some foreign types equal to ours (enums, booleans over uint8).
         if spec.dtype.str != expected[name].dtype.str or spec.shape != expected[name].shape:
             raise CacheDamaged(f"{name} is {spec}, expected {expected[name]}")
+    if bad := [name for name in found if name.startswith("features/") and not FEATURE_NAME.fullmatch(name[9:])]:
+        raise CacheDamaged(f"{bad[0]!r} is no name of a feature")
     if found["manifest"].n_bytes > MAX_BYTES:
         raise CacheDamaged(f"its manifest has {found['manifest'].n_bytes:,} bytes, expected at most {MAX_BYTES:,}")
 
@@ -142,6 +162,14 @@ def _check_bounds(extents: dict[str, Extent], file_bytes: int) -> None:
     for name, (spec, offset) in extents.items():
         if offset < 0 or offset + spec.n_bytes > file_bytes:
             raise CacheDamaged(f"{name} ends at byte {offset + spec.n_bytes:,} of a file of {file_bytes:,}")
+
+
+def _check_format(file: FileIO, extents: dict[str, Extent]) -> None:
+    """Raise CacheNewer if it was a later version that wrote objects which this one does not know."""
+    extent = extents.get("manifest")
+    if extent is not None and extent.spec.n_bytes <= MAX_BYTES:
+        with suppress(ManifestError):
+            check_format(parse_strict(read_object(file, extent).tobytes()))
 
 
 def _check_manifest(manifest: Manifest, dims: Dims) -> None:

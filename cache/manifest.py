@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import ManifestError
+from cache.errors import CacheNewer, ManifestError
 
 FORMAT = 1
 MAX_BYTES = 16 * 1024 * 1024
@@ -72,12 +72,11 @@ class Manifest:
     def from_bytes(cls, raw: bytes) -> "Manifest":
         """Parse what `to_bytes` wrote; anything else, however close, is a ManifestError."""
         value = parse_strict(raw)
+        check_format(value)
         if not isinstance(value, dict) or set(value) != {"format", "identity", "provenance"}:
             raise ManifestError("manifest: expected an object with exactly format, identity and provenance")
         if type(value["format"]) is not int or value["format"] != FORMAT:
-            raise ManifestError(
-                f"manifest: format {value['format']!r}, this version reads format {FORMAT}: update softlabel"
-            )
+            raise ManifestError(f"manifest: format {value['format']!r}, expected {FORMAT}")
         manifest = cls(identity=value["identity"], provenance=value["provenance"])
         if manifest.to_bytes() != raw:
             raise ManifestError("manifest: not in canonical form (sorted keys, no spaces, ASCII)")
@@ -146,6 +145,13 @@ def parse_strict(raw: bytes) -> Any:
         raise ManifestError(f"manifest: not strict JSON in UTF-8: {error}") from error
     _check_value(value, "", floats=True, depth=1)
     return value
+
+
+def check_format(value: Any) -> None:
+    """Raise CacheNewer for a parsed manifest of a later format; whatever else is wrong with it is left to others."""
+    found = value.get("format") if isinstance(value, dict) else None
+    if type(found) is int and found > FORMAT:
+        raise CacheNewer(f"it has format {found}, this version reads format {FORMAT}: update softlabel")
 
 
 def _canonical(value: Any) -> bytes:

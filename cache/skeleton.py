@@ -4,7 +4,7 @@ Never touches a disk: a full disk inside libhdf5 ends in a crash at exit. Run: `
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import h5py
 
@@ -57,6 +57,20 @@ class _Pieces:
         self.n_bytes = n_bytes
         return n_bytes
 
+    def written(self) -> list[tuple[int, bytes]]:
+        """(offset, bytes) of each stretch that was written, as it is now, in order; stretches do not touch."""
+        stretches: list[tuple[int, int]] = []
+        for start, stop in sorted((offset, offset + len(piece)) for offset, piece in self.pieces):
+            if stretches and start <= stretches[-1][1]:
+                start, before = stretches.pop()
+                stop = max(stop, before)
+            stretches.append((start, stop))
+        found = []
+        for start, stop in stretches:
+            self.seek(start)
+            found.append((start, self.read(stop - start)))
+        return found
+
     def flush(self) -> None:
         """Nothing to flush; libhdf5 asks."""
 
@@ -85,19 +99,20 @@ def skeleton(specs: dict[str, Spec]) -> tuple[dict[str, Extent], list[tuple[int,
                 h5.id, name.encode(), h5py.h5t.py_create(spec.dtype), space, dcpl=plist, lcpl=link
             )
             extents[name] = Extent(spec, int(dataset.get_offset()))
-    return extents, memory.pieces, memory.n_bytes
+    return extents, memory.written(), memory.n_bytes
 
 
-def holes(extents: Mapping[str, Extent]) -> list[tuple[int, int]]:
+def holes(extents: Mapping[str, Extent], piece: Callable[[int, int], memoryview]) -> list[tuple[int, int]]:
     """(start, stop) of the bytes between objects and metadata, which are zero in every file that `skeleton` laid out.
 
-    Empty for a file that was laid out otherwise: which of its bytes libhdf5 uses is then not known.
+    `piece(offset, n_bytes)` gives bytes of the file. Empty for a file whose metadata are not the very ones that
+    `skeleton` makes: which of its bytes another version of libhdf5 uses is not known.
     """
     expected, pieces, n_bytes = skeleton({name: extent.spec for name, extent in extents.items()})
-    if expected != dict(extents):
+    if expected != dict(extents) or any(piece(offset, len(content)) != content for offset, content in pieces):
         return []
     used = [(offset, offset + spec.n_bytes) for spec, offset in extents.values()]
-    used += [(offset, offset + len(piece)) for offset, piece in pieces]
+    used += [(offset, offset + len(content)) for offset, content in pieces]
     found, at = [], 0
     for start, stop in [*sorted(used), (n_bytes, n_bytes)]:
         if start > at:

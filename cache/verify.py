@@ -79,4 +79,5 @@ def _damaged(inspected: Inspected, piece: Piece, name: str, start: int, stop: in
 
 def _used_holes(inspected: Inspected, piece: Piece) -> list[Block]:
     """The stretches that the file format leaves empty and that are not; [] where another writer laid the file out."""
-    return [(UNUSED, start, stop - 1) for start, stop in holes(inspected.extents) if any(piece(start, stop - start))]
+    empty = holes(inspected.extents, piece)
+    return [(UNUSED, start, stop - 1) for start, stop in empty if any(piece(start, stop - start))]

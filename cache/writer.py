@@ -198,7 +198,7 @@ class SegmentedWriter:
         else:
             ours = {"recipe_id": self.manifest.recipe_id, "identity": self.manifest.identity}
             plan = {"format": 1, **ours, "compute_setting": self._setting}
-            durable.write_atomic(path, json.dumps(plan, sort_keys=True, indent=1, allow_nan=False).encode())
+            durable.write_atomic(path, json.dumps(plan, sort_keys=True, allow_nan=False).encode())
 
     def _take_up_rows(self) -> None:
         """Collect what is done, one verified file at a time; a damaged part is set aside, a damaged `out` refused."""

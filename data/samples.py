@@ -90,7 +90,7 @@ def scan_folder(root: str | Path, options: ScanOptions = ScanOptions()) -> Sampl
     files = _list_images(root)
     keys = _hash_files([path for path, _, _ in files], options.skip_bad_images)
     samples = [
-        Sample(key, str(path), str(path.relative_to(root)), split, {FOLDER_TASK: label})
+        Sample(key, str(path), path.relative_to(root).as_posix(), split, {FOLDER_TASK: label})
         for key, (path, split, label) in zip(keys, files, strict=True)
         if key is not None
     ]

@@ -136,8 +136,9 @@ def build_cache(
         writer.seal()
         if bad:
             _tell_bad_images(bad, len(images.samples), stop=not scan.skip_bad_images or not writer.done)
-        reader = writer.finish(_skipped_field(writer, bad))
-    n_computed = total - sum(len(item.view) for item in bad)
+        n_computed = total - sum(len(item.view) for item in bad)
+        compute = {"compute": writer.compute_setting} if n_computed else {}
+        reader = writer.finish(_skipped_field(writer, bad) | compute)
     return BuildResult(Path(out), reader.n_samples, reader.n_rows, n_computed, len(bad), wall_s)
 
 
@@ -198,7 +199,8 @@ def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig, se
     import transformers
 
     provenance = {
-        "teacher": config.teacher,
+        # Of a folder its name alone: a path may name a person.
+        "teacher": Path(config.teacher).name if Path(config.teacher).is_dir() else config.teacher,
         "teacher_parameters": teacher.n_parameters,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}",

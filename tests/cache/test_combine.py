@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cache import CacheReader, Manifest, SegmentedWriter, Table, durable, merge
 from cache.combine import tolerance_logits
 from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheMismatch, CacheNotFound
+from cache.fill import NewFile, put_names
 from cache.workspace import Workspace
 
 
@@ -285,3 +286,20 @@ def test_rows_in_any_order_through_segments_come_back_bit_for_bit(make, table, s
         make.assert_equal(merged.table(), table)
         assert merged.find(table.key).tolist() == list(range(len(table.key)))
         assert os.listdir(folder) == ["t.h5"]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_merge_refuses_numbers_that_are_not_finite(make, tmp_path, order):
+    table = make.table()
+    sound, broken = make.write(tmp_path / "a.h5", table), tmp_path / "b.h5"
+    specs = table.dims(manifest_bytes=len(make.manifest().to_bytes())).specs()
+    table.logits["class"][0, 0] = np.nan
+    with NewFile(broken, specs) as new:
+        for name, array in table.objects().items():
+            new.put(name, array)
+        put_names(new, table.names)
+        new.seal(make.manifest())
+    CacheReader(broken).verify()
+    with pytest.raises(CacheDamaged, match=r"b\.h5 has numbers in logits/0 that are not finite"):
+        merge([sound, broken][:: -1 if order else 1], tmp_path / "out.h5")
+    assert left(tmp_path) == ["a.h5", "b.h5"]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cache import CacheError, CacheReader
-from cache.errors import CacheDamaged, CacheNotFound
+from cache.errors import CacheDamaged, CacheNewer, CacheNotFound
 from cache.guard import _check_bounds
 from cache.layout import Extent, Spec
 
@@ -167,3 +167,50 @@ def test_guard_refuses_an_object_beyond_the_end_of_the_file(shape, offset):
     _check_bounds({"logits/0": Extent(Spec(np.dtype("|u1"), (2, 4)), 92)}, 100)
     with pytest.raises(CacheDamaged, match=r"logits/0 ends at byte .* of a file of 100"):
         _check_bounds({"logits/0": Extent(Spec(np.dtype("|u1"), shape), offset)}, 100)
+
+
+def test_a_later_format_with_other_objects_asks_for_an_update(make, sealed, tmp_path):
+    def later(objects):
+        text = objects["manifest"].tobytes().replace(b'"format":1', b'"format":2')
+        objects["manifest"] = np.frombuffer(text, np.uint8)
+        objects["rows/text"] = np.zeros(3, np.uint8)
+
+    with pytest.raises(CacheNewer, match=r"t\.h5: it has format 2, .* update softlabel") as caught:
+        CacheReader(make.rewrite(sealed, tmp_path / "t.h5", later))
+    assert "rebuild" not in str(caught.value)
+
+
+def test_a_type_that_numpy_shows_as_another_is_refused(make, sealed, tmp_path):
+    brain_float = h5py.h5t.IEEE_F32LE.copy()
+    brain_float.set_fields(15, 7, 8, 0, 7)
+    brain_float.set_size(2)
+    arrays = make.objects(sealed)
+    with h5py.File(tmp_path / "t.h5", "x") as h5:
+        for name, array in arrays.items():
+            if name != "logits/0":
+                h5[name] = array
+        space = h5py.h5s.create_simple(arrays["logits/0"].shape)
+        h5py.h5d.create(h5["logits"].id, b"0", brain_float, space).write(h5py.h5s.ALL, h5py.h5s.ALL, arrays["logits/0"])
+    with pytest.raises(CacheDamaged, match="logits/0 is stored as another type"):
+        CacheReader(tmp_path / "t.h5")
+
+
+def test_a_feature_without_a_proper_name_is_refused(make, sealed, tmp_path):
+    def renamed(objects):
+        for name in ("features/embedding", "crc32/features/embedding"):
+            objects[name.replace("embedding", "a b")] = objects.pop(name)
+
+    with pytest.raises(CacheDamaged, match=r"'features/a b' is no name of a feature"):
+        CacheReader(make.rewrite(sealed, tmp_path / "t.h5", renamed))
+
+
+def test_links_that_multiply_objects_are_refused_at_once(tmp_path):
+    with h5py.File(tmp_path / "t.h5", "x") as h5:
+        inner = h5.create_group("deepest")
+        for level in range(3):
+            outer = h5.create_group(f"level{level}")
+            for number in range(200):
+                outer[str(number)] = inner
+            inner = outer
+    with pytest.raises(CacheDamaged, match="more than 10,000 objects"):
+        CacheReader(tmp_path / "t.h5")

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from cache.errors import CacheError, ManifestError
+from cache.errors import CacheError, CacheNewer, ManifestError
 from cache.manifest import Manifest, cache_id, content_id, differences
 
 TASKS = [{"name": "class", "classes": ["mel", "nv"]}]
@@ -61,7 +61,7 @@ def test_manifest_keeps_its_own_copy():
         (canonical_raw('{"\\udfff":1}'), "surrogate"),
         (canonical_raw("[]"), "expected an object"),
         (canonical_raw('{"a":' + "[" * 20 + "]" * 20 + "}"), "deeper"),
-        (raw(head='"format":2,'), "format 2"),
+        (raw(head='"format":0,'), "format 0"),
         (raw(head='"format":true,'), "format True"),
         (raw(head='"more":1,"format":1,'), "exactly"),
         (raw('"scale":112.5'), "float"),
@@ -71,6 +71,11 @@ def test_manifest_keeps_its_own_copy():
 def test_manifest_refuses_bytes_that_mean_more_than_one_thing(bad, reason):
     with pytest.raises(ManifestError, match=reason):
         Manifest.from_bytes(bad)
+
+
+def test_a_manifest_of_a_later_format_asks_for_an_update():
+    with pytest.raises(CacheNewer, match="it has format 2, this version reads format 1: update softlabel"):
+        Manifest.from_bytes(raw(head='"format":2,'))
 
 
 @pytest.mark.parametrize(
