@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data.decode import IMAGE_SUFFIXES, read_bytes
 from data.errors import BadImage, BadSamples, DataNotFound, bullet_list
+from data.options import ScanOptions
 from data.splits import SPLITS, load_or_make
 
 log = logging.getLogger(__name__)
@@ -67,18 +68,6 @@ class SampleSet:
 def content_key(encoded: bytes) -> bytes:
     """BLAKE2b-128 of a file's bytes: 16 bytes."""
     return hashlib.blake2b(encoded, digest_size=16).digest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanOptions:
-    """How a folder becomes samples."""
-
-    split_file: Path | None = None
-    """Where the split of an unsplit folder stands; None is `splits.csv` in it. Made at the first scan, then read."""
-    allow_duplicates: bool = False
-    """Accept the same bytes under two labels or in two splits."""
-    skip_bad_images: bool = False
-    """Leave out files that cannot be read, with a notice, instead of stopping."""
 
 
 def scan_folder(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleSet:

@@ -29,7 +29,8 @@ from cache.layout import Dims
 from data.decode import DECODER_VERSION
 from data.errors import BadImage, bullet_list
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
-from data.samples import FOLDER_TASK, Sample, SampleSet, ScanOptions, scan_folder
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError
 from pipeline.joining import SKIPPED, skipped

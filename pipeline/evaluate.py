@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
 from data.loaders import StudentLoader, ViewItem, default_workers, is_decodable
-from data.samples import FOLDER_TASK, Sample, ScanOptions, scan_folder
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, Sample, scan_folder
 from data.views import CLEAN_ROW
 from pipeline.errors import RunError
 from pipeline.inference import Student, load_student

@@ -23,7 +23,8 @@ from cache.manifest import differences
 from data.decode import DECODER_VERSION
 from data.errors import bullet_list
 from data.loaders import StudentLoader, ViewItem, default_workers
-from data.samples import FOLDER_TASK, Sample, ScanOptions, scan_folder
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, Sample, scan_folder
 from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from cache import CacheReader
 from data.errors import BadSamples
 from data.loaders import StudentLoader, ViewItem, default_workers
-from data.samples import FOLDER_TASK, Sample, SampleSet, ScanOptions, scan_folder
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from data.splits import stratified_subset
 from pipeline.errors import OutputExists, RunError, SettingError
 from pipeline.inference import memory_format, normalise

@@ -11,7 +11,7 @@ import click
 from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
 
 if TYPE_CHECKING:
-    from data.samples import ScanOptions
+    from data.options import ScanOptions
 
 
 @click.group()

@@ -56,7 +56,7 @@ def data_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_scan(*args: Any, **options: Any) -> Any:
-        from data.samples import ScanOptions
+        from data.options import ScanOptions
 
         scan = {name: options.pop(name) for name in ("split_file", "allow_duplicates", "skip_bad_images")}
         return command(*args, scan=ScanOptions(**scan), **options)

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from pipeline.commands.shared import DEVICES, FILE, data_options, device_options, goes_on_with, same_command
 
 if TYPE_CHECKING:
-    from data.samples import ScanOptions
+    from data.options import ScanOptions
 
 
 @click.command()

@@ -130,5 +130,6 @@ def test_a_cache_of_format_1_stays_readable():
         assert reader.names == ["mel/ä 0.jpg", "mel/ä 1.jpg", "mel/ä 2.jpg"]
 
 
+@pytest.mark.skipif(h5py.version.hdf5_version_tuple < (2, 0, 0), reason="earlier libhdf5 stamps the time of day")
 def test_the_same_table_gives_the_same_bytes(make, sealed, tmp_path):
     assert make.write(tmp_path / "t.h5", make.table()).read_bytes() == sealed.read_bytes()

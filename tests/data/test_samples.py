@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadImage, BadSamples, DataError, DataNotFound
-from data.samples import FOLDER_TASK, SampleSet, ScanOptions, content_key, scan_folder
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, SampleSet, content_key, scan_folder
 
 SPLIT_SIZES = {"train": 3, "val": 2, "test": 2}
 

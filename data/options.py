@@ -1,0 +1,18 @@
+"""How a folder of images is to be read. Imports nothing, so that a command line can make it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """How a folder becomes samples."""
+
+    split_file: Path | None = None
+    """Where the split of an unsplit folder stands; None is `splits.csv` in it. Made at the first scan, then read."""
+    allow_duplicates: bool = False
+    """Accept the same bytes under two labels or in two splits."""
+    skip_bad_images: bool = False
+    """Leave out files that cannot be read, with a notice, instead of stopping."""
