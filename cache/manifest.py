@@ -19,6 +19,8 @@ import numpy as np
 from cache.errors import CacheNewer, ManifestError
 
 FORMAT = 1
+SKIPPED = "skipped"
+"""The field of the provenance that lists samples left out: [{"key": hex, "reason": text}, ...]."""
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53 - 1
@@ -58,6 +60,13 @@ class Manifest:
     def view_columns(self) -> tuple[str, ...]:
         """Names of the columns of `rows/params`."""
         return tuple(self.identity["view_columns"])
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key in hex -> reason, of the samples that the build left out; the provenance is free-form and not trusted."""
+        listed = self.provenance.get(SKIPPED)
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        return {str(entry.get("key")): str(entry.get("reason")) for entry in entries}
 
     @cached_property
     def recipe_id(self) -> str:

@@ -71,6 +71,11 @@ class SegmentedWriter:
         return dict(self._setting)
 
     @property
+    def features(self) -> FeatureShapes | None:
+        """Feature name -> shape of one row's value, as in the rows that stand or wait; None while there are none."""
+        return None if self._features is None else dict(self._features)
+
+    @property
     def done(self) -> AbstractSet[Pair]:
         """Every (key, view) that stands sealed, in `out` or a part; buffered rows are not done. Seals add to it."""
         return self._done

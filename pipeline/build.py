@@ -2,7 +2,6 @@
 
 Train images get all V views, images of other splits the clean one. Each file is decoded once; rows are sealed in
 segments as they come, so that an interrupted build goes on where it stopped. Run: softlabel cache build DATA -o t.h5
-B rows a forward pass, D embedding.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import logging
 import platform
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from cache import CacheReader, Manifest, SegmentedWriter
 from cache.layout import Dims
+from cache.manifest import SKIPPED
 from data.decode import DECODER_VERSION
 from data.errors import BadImage, bullet_list
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
@@ -33,7 +30,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError
-from pipeline.joining import SKIPPED, skipped
+from pipeline.passes import embed_in_passes
 from pipeline.process import MAX_SEED, deferred_interrupts, resolve_device
 from pipeline.teachers.prompts import default_prompts, read_prompts
 from pipeline.teachers.siglip import DEFAULT_TEACHER, PRECISIONS, SiglipTeacher, resolve_precision
@@ -121,6 +118,7 @@ def build_cache(
     setting = {"rows_per_forward": batch_size, "device": device, "torch": torch.__version__}
     manifest = _manifest(images, teacher, config, setting)
     with SegmentedWriter(Path(out), manifest, setting) as writer:
+        _check_features(writer, config)
         if (kept := writer.compute_setting["rows_per_forward"]) != batch_size:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", kept)
         wanted = _wanted(images, config.views, writer.done)
@@ -143,6 +141,12 @@ def build_cache(
     return BuildResult(Path(out), reader.n_samples, reader.n_rows, n_computed, len(bad), wall_s)
 
 
+def _check_features(writer: SegmentedWriter, config: BuildConfig) -> None:
+    if writer.features is not None and ("embedding" in writer.features) != config.embedding:
+        has, flag = ("no embeddings", "--no-embedding") if config.embedding else ("embeddings", "--embedding")
+        raise SettingError(f"the rows of {writer.out} have {has}: repeat the command with {flag}, or choose another -o")
+
+
 def _tell_bad_images(bad: list[SampleViews], n_samples: int, *, stop: bool) -> None:
     found = f"{len(bad):,} of {n_samples:,} images cannot be decoded"
     listed = bullet_list(f"{item.sample.path}: {item.error}" for item in bad)
@@ -156,7 +160,7 @@ def _tell_bad_images(bad: list[SampleViews], n_samples: int, *, stop: bool) -> N
 
 def _skipped_field(writer: SegmentedWriter, bad: list[SampleViews]) -> dict[str, Any]:
     """What the provenance says of images left out, by key and without paths: those of now and of earlier builds."""
-    reasons = skipped(CacheReader(writer.out).manifest.provenance) if writer.out.exists() else {}
+    reasons = CacheReader(writer.out).manifest.skipped if writer.out.exists() else {}
     reasons |= {item.sample.key.hex(): item.error for item in bad}
     return {SKIPPED: [{"key": key, "reason": reason} for key, reason in sorted(reasons.items())]} if reasons else {}
 
@@ -244,7 +248,7 @@ def _compute(
     with progress, deferred_interrupts() as check_interrupt:
         decoded = _good_ones(teacher_loader(dataset, workers), bad)
         try:
-            for item, embedding in _embed(decoded, teacher, batch_size, check_interrupt):
+            for item, embedding in embed_in_passes(decoded, teacher, batch_size, check_interrupt):
                 logits = teacher.head.logits(embedding)
                 writer.add(
                     key=item.sample.key, views=item.view, params=item.params, witness=item.witness,
@@ -266,46 +270,3 @@ def _good_ones(items: Iterable[SampleViews], bad: list[SampleViews]) -> Iterator
             bad.append(item)
         else:
             yield item
-
-
-def _embed(
-    items: Iterator[SampleViews], teacher: SiglipTeacher, batch_size: int, after_pass: Callable[[], None]
-) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
-    """(item, float32 [V, D]) in order, through forward passes of exactly `batch_size` rows that cut across items."""
-    waiting: deque[tuple[SampleViews, list[NDArray[np.float32]]]] = deque()
-    pixels: list[Tensor] = []
-    exhausted = False
-    while not exhausted or waiting:
-        while not exhausted and len(pixels) < batch_size:
-            item = next(items, None)
-            if item is None:
-                exhausted = True
-            else:
-                waiting.append((item, []))
-                pixels.extend(item.pixels)
-        if not pixels:
-            return
-        batch, pixels = pixels[:batch_size], pixels[batch_size:]
-        # The last pass is padded: a row's bits depend on how many rows go through together.
-        padding = [torch.zeros_like(batch[0])] * (batch_size - len(batch))
-        embedding_BD = teacher.embed(torch.stack(batch + padding))[: len(batch)]
-        yield from _hand_out(embedding_BD, waiting)
-        after_pass()
-
-
-def _hand_out(
-    embedding_BD: NDArray[np.float32], waiting: deque[Any]
-) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
-    """Give the rows of one pass to the items at the front of the queue; yield and drop those that are complete."""
-    start = 0
-    for item, rows in list(waiting):
-        have = sum(len(part) for part in rows)
-        part = embedding_BD[start : start + len(item.view) - have]
-        start += len(part)
-        rows.append(part)
-        if have + len(part) < len(item.view):
-            return
-        waiting.popleft()
-        yield item, np.concatenate(rows)
-        if start == len(embedding_BD):
-            return

@@ -20,6 +20,7 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
         "bytes": Path(path).stat().st_size,
         "samples": reader.n_samples,
         "rows": reader.n_rows,
+        "skipped": len(reader.manifest.skipped),
         "samples_by_number_of_views": {int(v): int(n) for v, n in zip(counts, n_samples, strict=True)},
         "features": {name: list(shape) for name, shape in reader.features.items()},
         "recipe_id": reader.recipe_id,
@@ -36,8 +37,11 @@ def describe_cache_as_text(path: str | Path) -> str:
     identity, provenance = found["identity"], found["provenance"]
     by_views = ", ".join(f"{n:,} with {v}" for v, n in found["samples_by_number_of_views"].items())
     lines = [
-        f"{path}: {found['bytes'] / 1e6:.1f} MB, {found['rows']:,} views of {found['samples']:,} images ({by_views})"
+        f"{path}: {found['bytes'] / 1e6:.1f} MB, {found['rows']:,} views of {found['samples']:,} images ({by_views}), "
+        f"{found['bytes'] / found['rows']:,.0f} bytes a view"
     ]
+    if found["skipped"]:
+        lines.append(f"left out    {found['skipped']:,} images that could not be decoded")
     for task in identity["tasks"]:
         lines.append(f"task        {task['name']}: {len(task['classes'])} classes: {', '.join(task['classes'])}")
     lines.append(

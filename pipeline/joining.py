@@ -21,9 +21,6 @@ from pipeline.targets import TeacherTargets, view_policy
 
 log = logging.getLogger(__name__)
 
-SKIPPED = "skipped"
-"""The field of a cache's provenance that lists images left out: [{"key": hex, "reason": text}, ...]."""
-
 Groups = Mapping[str, Sequence[Sample]]
 
 
@@ -49,15 +46,8 @@ def join(
     }
 
 
-def skipped(provenance: Mapping[str, object]) -> dict[str, str]:
-    """Key in hex -> reason, of the images that a build left out; the provenance is free-form and not trusted."""
-    listed = provenance.get(SKIPPED)
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return {str(entry.get("key")): str(entry.get("reason")) for entry in entries}
-
-
 def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:
-    left_out = skipped(reader.manifest.provenance)
+    left_out = reader.manifest.skipped
     kept, n_bad = {}, 0
     for name, samples in groups.items():
         missing = np.flatnonzero(reader.find([sample.key for sample in samples]) < 0).tolist()

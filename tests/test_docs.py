@@ -22,6 +22,11 @@ def console_commands(page: Path) -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
+def python_blocks(page: Path) -> list[str]:
+    """The Python code of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
 def test_every_console_block_runs_in_order_in_an_empty_folder(
     tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:
@@ -43,10 +48,13 @@ def test_every_console_block_runs_in_order_in_an_empty_folder(
         if " demo " in command:
             for word in ("teacher (image tower)", "baseline, hard labels", "retention", "speed-up", "seconds:"):
                 assert word in done.stdout
-    verbs = ("demo", "cache build", "cache info", "train", "evaluate", "export", "predict")
+    verbs = ("demo", "cache build", "cache info", "cache verify", "train", "evaluate", "export", "predict")
     for verb in verbs:
         assert any(command.startswith(f"softlabel {verb} ") for command in commands), f"no page shows {verb}"
     assert (tmp_path / "student_model.pt").stat().st_size < 25e6
+    for code in python_blocks(ROOT / "README.md"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), code
     again = run("softlabel demo --smoke")
     assert again.returncode == 1
     assert "demo-run exists: delete it to run the demo again" in again.stderr
