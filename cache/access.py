@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -38,22 +37,18 @@ class RowFile:
     def __init__(self, path: Path, inspected: Inspected, *, memory_map: bool) -> None:
         self._path, self._inspected = path, inspected
         self._map: mmap.mmap | None = None
-        self._readable = _Explained(path)
         self._of_thread = threading.local()
         self._arrays: dict[str, np.ndarray] = {}
-        with self._readable:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
         try:
-            with self._readable:
-                self._stamp = self._stamp_now()
-                self._check_seal()
-            if memory_map:
-                # Some network and FUSE drives cannot map a file: plain reads then.
-                with suppress(OSError, ValueError):
-                    self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        except BaseException:
-            self._file.close()
-            raise
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._stamp = self._stamp_now()
+            self._check_seal()
+        except (CacheDamaged, OSError) as error:
+            raise self._explained(error) from error
+        if memory_map:
+            # Some network and FUSE drives cannot map a file: plain reads then.
+            with suppress(OSError, ValueError):
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         for name, (spec, offset) in inspected.extents.items():
             if is_big(name) and self._map is not None:
                 count = spec.n_bytes // spec.dtype.itemsize
@@ -64,20 +59,26 @@ class RowFile:
 
         Every row is from the sealed file, or it is a CacheDamaged: never some from another one.
         """
-        with self._readable:
+        try:
             for _ in range(_TRIES):
-                if self._stamp_now() != self._stamp:
-                    self._verify_again()
-                values = self._mapped(name, rows) if self._arrays else self._read(name, rows)
+                # A mapped page is there as long as the file is as long; what else changed shows after the copy.
+                if self._map is None or self._map.size() != self._stamp[0]:
+                    self._check_stamp()
+                values = self._read(name, rows) if self._map is None else self._mapped(name, rows)
                 if self._stamp_now() == self._stamp:
                     return values
+                self._check_stamp()
             raise CacheDamaged("it is being written")
+        except (CacheDamaged, OSError) as error:
+            raise self._explained(error) from error
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a big object in order; each piece is valid until the next one is asked for."""
         spec, offset = self._inspected.extents[name]
-        with self._readable:
+        try:
             yield from durable.chunks(self._file, offset, spec.n_bytes)
+        except (CacheDamaged, OSError) as error:
+            raise self._explained(error) from error
 
     def piece(self, offset: int, n_bytes: int) -> memoryview:
         """Some bytes of the file, mapped or read; valid until the next call in the same thread."""
@@ -92,7 +93,7 @@ class RowFile:
         self._file.close()
 
     def __del__(self) -> None:
-        with suppress(AttributeError):
+        with suppress(AttributeError):  # where it could not even be opened
             self.close()
 
     def _read_piece(self, offset: int, n_bytes: int) -> memoryview:
@@ -104,7 +105,7 @@ class RowFile:
 
     def _mapped(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         array = self._arrays[name]
-        return array[rows].copy() if isinstance(rows, slice) else np.take(array, rows, axis=0)
+        return array[rows].copy() if isinstance(rows, slice) else array.take(rows, axis=0)
 
     def _read(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         (dtype, shape), offset = self._inspected.extents[name]
@@ -122,36 +123,27 @@ class RowFile:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
-    def _verify_again(self) -> None:
+    def _check_stamp(self) -> None:
+        """Verify the whole file again if it was touched; CacheDamaged if it is another one by now."""
         stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
         again = inspect(self._file, self._path)
         same = again.seal == self._inspected.seal and again.extents == self._inspected.extents
         if not same or sweep(again, self._read_piece):
             raise CacheDamaged("another cache")
         self._stamp = stamp
 
+    def _explained(self, error: Exception) -> CacheError:
+        if isinstance(error, CacheDamaged):
+            return CacheDamaged(changed_message(self._path))
+        reason = error.strerror if isinstance(error, OSError) else error
+        return CacheError(f"cannot read {self._path} ({reason}): is its drive still there?")
+
     def _check_seal(self) -> None:
         seal = self.piece(self._inspected.extents["seal"].offset, 32)
         if self._stamp[0] != self._inspected.file_bytes or bytes(seal) != self._inspected.seal:
             raise CacheDamaged("another cache")
-
-
-class _Explained:
-    """Inside, the reasons why a file cannot be read become one error for its user (a generator would be slower)."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, CacheDamaged):
-            raise CacheDamaged(changed_message(self._path)) from error
-        if isinstance(error, OSError):
-            raise CacheError(f"cannot read {self._path} ({error.strerror}): is its drive still there?") from error
 
 
 def changed_message(path: Path) -> str:

@@ -4,6 +4,11 @@ Never prints and never decides what is an error. The command line shows `str(err
 """
 
 
+def printable(text: str) -> str:
+    """One line; what a stranger's file may have put in it, line breaks and terminal escapes, is shown, not obeyed."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 class CacheError(Exception):
     """Anything that a user, a file or a disk did to a cache; catch this one."""
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from cache import durable
-from cache.errors import CacheDamaged, CacheError, CacheNewer, CacheNotFound, ManifestError
+from cache.errors import CacheDamaged, CacheError, CacheNewer, CacheNotFound, ManifestError, printable
 from cache.layout import FEATURE_NAME, Dims, Extent, Spec, check_order, is_big, seal_of
 from cache.manifest import MAX_BYTES, Manifest, check_format, parse_strict
 
@@ -57,14 +57,9 @@ def inspect(file: FileIO, path: Path) -> Inspected:
         raise CacheNewer(f"cannot read {path}: {error}") from error
     except (CacheDamaged, ManifestError) as error:
         raise CacheDamaged(
-            f"{path} is not a sound cache: {_one_line(str(error))}. Pull or copy it again, or rebuild it with "
+            f"{path} is not a sound cache: {printable(str(error))}. Pull or copy it again, or rebuild it with "
             f"`softlabel cache build DATA -o OTHER.h5`"
         ) from error
-
-
-def _one_line(text: str) -> str:
-    """A stranger's file names its objects: line breaks and terminal escapes in it are shown, not obeyed."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def read_object(file: FileIO, extent: Extent) -> np.ndarray:

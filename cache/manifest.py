@@ -227,7 +227,7 @@ def _check_value(value: Any, path: str, *, floats: bool, depth: int) -> None:
 
 
 def _check_text(text: str, where: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise ManifestError(f"manifest: {where} holds half a surrogate pair: {_short(text)}")
 
 

@@ -219,10 +219,9 @@ class CacheReader:
 
     def logits(self, rows: Rows, task: str = "class") -> np.ndarray:
         """Raw logits, float32 (M,C), or float16 above 256 classes; the columns are `tasks[task]`."""
-        names = list(self.tasks)
-        if task not in names:
-            raise CacheMismatch(f"{self.path} has no task {task!r}{_nearest(task, names)}")
-        return self.read_object(f"logits/{names.index(task)}", rows)
+        if task not in self._logits_of_task:
+            raise CacheMismatch(f"{self.path} has no task {task!r}{_nearest(task, list(self.tasks))}")
+        return self.read_object(self._logits_of_task[task], rows)
 
     def feature(self, rows: Rows, name: str = "embedding") -> np.ndarray:
         """A feature of each row, float16 (M, ...)."""
@@ -318,6 +317,14 @@ class CacheReader:
         return {Path(name).as_posix(): index for index, name in enumerate(self.names or [])}
 
     @cached_property
+    def _logits_of_task(self) -> dict[str, str]:
+        return {task: f"logits/{number}" for number, task in enumerate(self.tasks)}
+
+    @cached_property
+    def _n_rows(self) -> int:
+        return self.dims.n_rows
+
+    @cached_property
     def _sortable_keys(self) -> np.ndarray:
         return sortable(self.keys)
 
@@ -338,7 +345,8 @@ class CacheReader:
             raise CacheMismatch(f"row numbers are {wanted.dtype}, expected integers")
         if wanted.dtype != np.int64:
             wanted = wanted.astype(np.int64)
-        if wanted.view(np.uint64).max() >= self.n_rows:  # negative numbers are huge there
+        unsigned = wanted.view(np.uint64)  # where negative numbers are huge
+        if unsigned.item(unsigned.argmax()) >= self._n_rows:
             bad = wanted[(wanted < 0) | (wanted >= self.n_rows)].reshape(-1)[0]
             raise RowAbsent(f"row {bad} of {self.n_rows:,} in {self.path}: a sample or view that the cache lacks")
         return wanted

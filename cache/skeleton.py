@@ -102,19 +102,21 @@ def skeleton(specs: dict[str, Spec]) -> tuple[dict[str, Extent], list[tuple[int,
     return extents, memory.written(), memory.n_bytes
 
 
-def holes(extents: Mapping[str, Extent], piece: Callable[[int, int], memoryview]) -> list[tuple[int, int]]:
-    """(start, stop) of the bytes between objects and metadata, which are zero in every file that `skeleton` laid out.
+def holes(
+    extents: Mapping[str, Extent], file_bytes: int, piece: Callable[[int, int], memoryview]
+) -> list[tuple[int, int]]:
+    """(start, stop) of the bytes between objects and metadata and after them: zero in a file that `skeleton` laid out.
 
     `piece(offset, n_bytes)` gives bytes of the file. Empty for a file whose metadata are not the very ones that
     `skeleton` makes: which of its bytes another version of libhdf5 uses is not known.
     """
-    expected, pieces, n_bytes = skeleton({name: extent.spec for name, extent in extents.items()})
+    expected, pieces, _ = skeleton({name: extent.spec for name, extent in extents.items()})
     if expected != dict(extents) or any(piece(offset, len(content)) != content for offset, content in pieces):
         return []
     used = [(offset, offset + spec.n_bytes) for spec, offset in extents.values()]
     used += [(offset, offset + len(content)) for offset, content in pieces]
     found, at = [], 0
-    for start, stop in [*sorted(used), (n_bytes, n_bytes)]:
+    for start, stop in [*sorted(used), (file_bytes, file_bytes)]:
         if start > at:
             found.append((at, start))
         at = max(at, stop)

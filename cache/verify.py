@@ -79,5 +79,10 @@ def _damaged(inspected: Inspected, piece: Piece, name: str, start: int, stop: in
 
 def _used_holes(inspected: Inspected, piece: Piece) -> list[Block]:
     """The stretches that the file format leaves empty and that are not; [] where another writer laid the file out."""
-    empty = holes(inspected.extents, piece)
-    return [(UNUSED, start, stop - 1) for start, stop in empty if any(piece(start, stop - start))]
+    empty = holes(inspected.extents, inspected.file_bytes, piece)
+    return [
+        (UNUSED, at, min(at + _SPAN_BYTES, stop) - 1)
+        for start, stop in empty
+        for at in range(start, stop, _SPAN_BYTES)
+        if bytes(piece(at, min(_SPAN_BYTES, stop - at))).strip(b"\0")
+    ]

@@ -37,7 +37,7 @@ from pipeline.teachers.siglip import DEFAULT_TEACHER, PRECISIONS, SiglipTeacher,
 
 log = logging.getLogger(__name__)
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,9 @@ def run(arguments: list[str]) -> int:
     except _expected_errors() as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"Error: {_explained(error)}", err=True)
+        from cache.errors import printable
+
+        click.echo("\n".join(map(printable, f"Error: {_explained(error)}".split("\n"))), err=True)
         return 1
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cache import CacheReader
+from cache.errors import printable
 
 
 def describe_cache(path: str | Path) -> dict[str, Any]:
@@ -53,4 +54,4 @@ def describe_cache_as_text(path: str | Path) -> str:
         lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import socket
 import urllib.parse
 import urllib.request
@@ -78,6 +79,7 @@ class SiglipTeacher:
         self.identity = {
             "kind": "siglip",
             "weights_sha256": _weights_digest(model),
+            "architecture": _architecture(model.config),
             "tokenizer_sha256": _digest(sorted(tokenizer.get_vocab().items())),
             "prompts": {name: list(texts) for name, texts in prompts.items()},
             "prompt_pooling": _PROMPT_POOLING,
@@ -203,6 +205,14 @@ def _preprocessing(image_processor: Any, vision_config: Any) -> tuple[int, list[
             f"the teacher's processor makes {size['height']} x {size['width']} pixels, "
             f"its model takes {vision_config.image_size} x {vision_config.image_size}"
         )
+    if not (image_processor.do_rescale and image_processor.do_normalize) or not math.isclose(
+        image_processor.rescale_factor, 1 / 255
+    ):
+        raise TeacherError(
+            "the teacher's processor does not divide pixels by 255 and normalise them, as every SigLIP does: found "
+            f"do_rescale {image_processor.do_rescale}, rescale_factor {image_processor.rescale_factor}, "
+            f"do_normalize {image_processor.do_normalize}"
+        )
     return size["height"], [float(v) for v in image_processor.image_mean], [float(v) for v in image_processor.image_std]
 
 
@@ -223,6 +233,18 @@ def _zero_shot_head(model: Any, tokenizer: Any, prompts: Prompts) -> tuple[ZeroS
     text_CD /= np.linalg.norm(text_CD, axis=1, keepdims=True)
     head = ZeroShotHead(text_CD, model.logit_scale.double().exp().item(), model.logit_bias.double().item())
     return head, _digest(tokens.tolist())
+
+
+def _architecture(config: Any) -> dict[str, dict[str, Any]]:
+    """What the answers depend on and the weights' names and shapes do not show, for each tower."""
+    return {
+        name: {
+            "num_attention_heads": tower.num_attention_heads,
+            "hidden_act": str(tower.hidden_act),
+            "layer_norm_eps": float(tower.layer_norm_eps).hex(),
+        }
+        for name, tower in (("vision", config.vision_config), ("text", config.text_config))
+    }
 
 
 def _weights_digest(model: nn.Module) -> str:

@@ -33,3 +33,18 @@ def test_verify_does_not_trust_a_damaged_crc_table(make, sealed, tmp_path):
 def test_verify_says_that_a_file_is_missing(tmp_path):
     with pytest.raises(CacheNotFound):
         CacheReader(tmp_path / "none.h5").verify()
+
+
+def test_verify_notices_bytes_where_no_object_is_and_after_the_end(make, tmp_path):
+    table = make.table(n_samples=4000)
+    path = make.write(tmp_path / "t.h5", table)
+    taken = sorted(make.offsets(path).values())
+    ends = [start + size for start, size in taken]
+    gap = next(end for end, (after, _) in zip(ends, taken[1:], strict=False) if after - end > 900)
+    flipped = make.flip(path, tmp_path / "gap.h5", gap + 700, 5)
+    with pytest.raises(CacheDamaged, match=rf"unused bytes {gap}-"):
+        CacheReader(flipped).verify()
+    longer = tmp_path / "longer.h5"
+    longer.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(CacheDamaged, match="unused bytes"):
+        CacheReader(longer).verify()

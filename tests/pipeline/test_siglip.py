@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -132,3 +133,18 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny_teacher: Path, prompts:
     (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(TeacherError, match="is not a SigLIP teacher"):
         load(broken, prompts)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rescale_factor", 1 / 127.5), ("do_normalize", False), ("do_rescale", False)]
+)
+def test_a_processor_that_scales_pixels_otherwise_is_refused(
+    field: str, value: object, tiny_teacher: Path, prompts: Prompts, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_teacher, tmp_path / "teacher"))
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"][field] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(TeacherError, match=f"{field} {value}"):
+        load(folder, prompts)
