@@ -8,6 +8,7 @@ all of them at its end. B batch, V views of a sample, S pixels.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -177,6 +178,16 @@ def _start_worker(worker_id: int) -> None:
     # Ctrl-C reaches the whole process group; only the main process may answer it, or every worker prints a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    # torch's own watchdog looks for the parent only from here on: one that was killed before, while this process was
+    # importing, it would wait for for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager

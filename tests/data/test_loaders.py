@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,3 +178,32 @@ def test_a_sample_is_hashed_from_the_bytes_that_are_decoded(samples: list[Sample
 def test_no_workers_stand_beside_a_model_on_the_cpu() -> None:
     assert default_workers("cpu") == 0
     assert 0 <= default_workers("cuda") <= 8
+
+
+# Starts a loader, and is killed as soon as its worker is there, long before that has imported torch.
+KILLED_WHILE_A_WORKER_STARTS = """
+import multiprocessing, os, signal, sys, threading, time
+from data.loaders import StudentLoader
+
+def kill():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
+    sys.stdout.write(str(multiprocessing.active_children()[0].pid))
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill).start()
+list(StudentLoader(32, "warp", 1)([[]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks the process up in /proc")
+def test_a_worker_ends_after_its_parent_was_killed_while_it_started() -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_A_WORKER_STARTS], stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    status, until_s = Path(f"/proc/{killed.stdout}/stat"), time.monotonic() + 60
+    while status.exists() and status.read_text().split()[2] != "Z":
+        assert time.monotonic() < until_s, "the worker is still there"
+        time.sleep(0.2)
