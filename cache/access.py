@@ -148,4 +148,4 @@ class RowFile:
 
 def changed_message(path: Path) -> str:
     """Why a reader gives up on a file that is another one by now."""
-    return f"{path} was replaced by another cache, or written over, while in use: start the command again"
+    return f"{path} was replaced by another cache, or written over, while in use: put it back, or start anew"

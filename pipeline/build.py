@@ -134,7 +134,7 @@ def build_cache(
         wall_s = time.perf_counter() - started
         writer.seal()
         if bad:
-            _tell_bad_images(bad, len(images.samples), stop=not scan.skip_bad_images or not writer.done)
+            _tell_bad_images(bad, len(images.samples), stop=not scan.skip_bad_images)
         n_computed = total - sum(len(item.view) for item in bad)
         compute = {"compute": writer.compute_setting} if n_computed else {}
         reader = writer.finish(_skipped_field(writer, bad) | compute)
@@ -150,6 +150,8 @@ def _check_features(writer: SegmentedWriter, config: BuildConfig) -> None:
 def _tell_bad_images(bad: list[SampleViews], n_samples: int, *, stop: bool) -> None:
     found = f"{len(bad):,} of {n_samples:,} images cannot be decoded"
     listed = bullet_list(f"{item.sample.path}: {item.error}" for item in bad)
+    if len(bad) == n_samples:
+        raise BadImage(f"{found}: is this the right folder?\n{listed}")
     if stop:
         raise BadImage(
             f"{found}; everything else is computed and sealed. Remove or replace them, then repeat the same command, "

@@ -56,7 +56,7 @@ def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> 
         kept[name] = [sample for at, sample in enumerate(samples) if at not in bad]
         n_bad += len(bad)
     if n_bad:
-        log.info("%s images cannot be decoded and are left out, as when the cache was built", f"{n_bad:,}")
+        log.info("%s images cannot be decoded and are left out", f"{n_bad:,}")
     return kept
 
 

@@ -29,7 +29,7 @@ from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
 from pipeline.targets import TeacherTargets
-from pipeline.teachers.siglip import SiglipTeacher
+from pipeline.teachers.siglip import RESOLVED_PRECISIONS, SiglipTeacher
 
 _DEFAULT_BATCH_SIZE = 16
 
@@ -114,15 +114,28 @@ def _load(reader: CacheReader, source: str, device: str) -> SiglipTeacher:
     """The teacher with the cache's prompts and precision; CacheMismatch lists what it differs in."""
     identity = reader.manifest.identity
     described: Any = identity.get("teacher")
-    if not isinstance(described, dict) or described.get("kind") != "siglip":
+    prompts = described.get("prompts") if isinstance(described, dict) and described.get("kind") == "siglip" else None
+    precision = identity.get("precision")
+    if prompts is None or not _are_prompts(prompts) or precision not in RESOLVED_PRECISIONS:
         raise CacheMismatch(f"{reader.path} is not from a SigLIP teacher: this version cannot compute its rows again")
-    prompts = {str(name): tuple(map(str, texts)) for name, texts in described.get("prompts", {}).items()}
-    model = SiglipTeacher(source, prompts, device=device, precision=str(identity.get("precision")))
+    prompts = {name: tuple(texts) for name, texts in prompts.items()}
+    model = SiglipTeacher(source, prompts, device=device, precision=precision)
     ours = {"teacher": model.identity, "preprocessing": model.preprocessing, "decoder_version": DECODER_VERSION}
     if found := differences({name: identity.get(name) for name in ours}, ours):
         listed = bullet_list(found)
         raise CacheMismatch(f"{source} is not the teacher of {reader.path} (stored against found):\n{listed}")
     return model
+
+
+def _are_prompts(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
+            for texts in value.values()
+        )
+    )
 
 
 def _batch_size(reader: CacheReader) -> int:

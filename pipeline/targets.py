@@ -111,11 +111,10 @@ _order = lru_cache(maxsize=200_000)(view_order)
 
 def view_policy(reader: CacheReader) -> ViewPolicy:
     """The view policy of a cache; CacheMismatch where this version cannot render it."""
-    identity = reader.manifest.identity
-    views = {name: value for name, value in identity.get("views", {}).items() if name != "seed"}
     try:
+        views = {name: value for name, value in reader.manifest.identity["views"].items() if name != "seed"}
         if tuple(reader.manifest.view_columns) != COLUMNS:
             raise ValueError(f"view columns {', '.join(reader.manifest.view_columns)}")
         return ViewPolicy.from_identity(views)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CacheMismatch(f"{reader.path}: views that this version of softlabel cannot render: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from pipeline.optimisation import MovingAverage, learning_rate
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
+from pipeline.targets import TeacherTargets
 from pipeline.torchscript import StudentCard
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class _Training:
             reader, {"train": learners, "val": validators}, str(images.root),
             clean=["val"], skip_bad_images=skip_bad_images,
         )  # fmt: skip
+        _check_left(targets, images)
         self._learn, self._val = targets["train"], targets["val"]
         self._learn.verify()
         self._card = StudentCard(
@@ -347,12 +349,19 @@ def _split_off_validation(images: SampleSet, config: TrainConfig) -> tuple[list[
     return rest, validators, f"{config.val_fraction:.0%} of train, by class"
 
 
-def _check_enough(learners: list[Sample], images: SampleSet) -> None:
+def _check_enough(learners: Sequence[Sample], images: SampleSet) -> None:
     if len({sample.labels[FOLDER_TASK] for sample in learners}) < 2:
         raise BadSamples(
             f"{images.root} has too few train images: {len(learners)} without those for validation; "
             "expected at least two classes"
         )
+
+
+def _check_left(targets: Mapping[str, TeacherTargets], images: SampleSet) -> None:
+    """The same after images that cannot be decoded were left out."""
+    _check_enough(targets["train"].samples, images)
+    if not targets["val"].samples:
+        raise BadSamples(f"{images.root} has no val image that can be decoded: replace them, or move some from train")
 
 
 def _key_digest(*groups: Sequence[Sample]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,18 @@ def tiny_run(tiny_data: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def _loggers_as_they_were() -> Iterator[None]:
+    """The command line sends our log records to standard error; later tests look for them in `caplog`."""
+    loggers = [logging.getLogger(name) for name in ("cache", "data", "pipeline")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], _loggers_as_they_were: None) -> Callable[..., tuple[int, str, str]]:
     """Run one command line in this process: (exit code, standard output, standard error)."""
     from pipeline.cli import run
 

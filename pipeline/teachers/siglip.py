@@ -33,7 +33,8 @@ from pipeline.teachers.prompts import Prompts
 log = logging.getLogger(__name__)
 
 DEFAULT_TEACHER = "google/medsiglip-448"
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+RESOLVED_PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("auto", *RESOLVED_PRECISIONS)
 _TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # What transformers raises for what is missing, not a model, damaged, or of other shapes.
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)

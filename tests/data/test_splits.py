@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,37 @@ def test_a_file_in_the_place_of_the_folder_names_the_way_out_too(label_of: Label
     (tmp_path / "a file").write_text("x")
     with pytest.raises(DataError, match=r"cannot be saved in .*--split-file"):
         make(label_of, tmp_path / "a file" / "splits.csv")
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """Inside, the kernel refuses this process bytes beyond the first n of any file: a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_in_bytes_leaves_nothing_and_the_next_call_splits_the_same(
+    label_of: Labels, tmp_path: Path
+) -> None:
+    expected = make(label_of, tmp_path / "expected.csv")
+    n_bytes = (tmp_path / "expected.csv").stat().st_size
+    path = tmp_path / "splits.csv"
+    for limit in (0, 4000, n_bytes - 1):
+        with (
+            files_of_at_most(limit),
+            pytest.raises(DataError, match=rf"{n_bytes:,} bytes\) cannot be saved in") as caught,
+        ):
+            make(label_of, path)
+        assert f"{path} (" in str(caught.value)
+        assert "make room or pass --split-file FILE" in str(caught.value)
+        assert os.listdir(tmp_path) == ["expected.csv"]
+    assert make(label_of, path) == expected
+    assert path.read_bytes() == (tmp_path / "expected.csv").read_bytes()
 
 
 def test_a_folder_in_the_place_of_the_file_is_an_error_of_ours(label_of: Labels, tmp_path: Path) -> None:

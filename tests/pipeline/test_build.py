@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -134,23 +135,6 @@ def test_bad_images_are_all_listed_at_the_end_and_the_rest_is_kept(
     assert build_cache(data, tmp_path / "t.h5", tiny_build).n_computed == 0
 
 
-def test_the_recipe_knows_what_answers_depend_on_and_nothing_else(
-    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
-) -> None:
-    recipe = CacheReader(tiny_cache).recipe_id
-    same = {"views": 1, "batch_size": 8}
-    moved = shutil.copytree(tiny_build.teacher, tmp_path / "moved-teacher")
-    for i, change in enumerate([{name: value} for name, value in same.items()] + [{"teacher": str(moved)}]):
-        built = build_cache(tiny_data, tmp_path / f"same-{i}.h5", dataclasses.replace(tiny_build, **change))  # type: ignore[arg-type]
-        assert CacheReader(built.path).recipe_id == recipe, change
-    prompts = tmp_path / "prompts.yaml"
-    prompts.write_text("".join(f"{c.name}: skin with {c.name}\n" for c in (tiny_data / "train").iterdir()))
-    others = ({"seed": 1}, {"precision": "bf16"}, {"prompts": prompts}, {"policy": ViewPolicy(brightness=0.1)})
-    for i, change in enumerate(others):
-        built = build_cache(tiny_data, tmp_path / f"other-{i}.h5", dataclasses.replace(tiny_build, **change))  # type: ignore[arg-type]
-        assert CacheReader(built.path).recipe_id != recipe, change
-
-
 def test_settings_out_of_range_say_what_they_got() -> None:
     with pytest.raises(SettingError, match=r"views must be in 1\.\.65535, got 0"):
         BuildConfig(views=0)
@@ -172,3 +156,64 @@ def test_every_forward_pass_has_the_same_number_of_rows(
     build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, batch_size=7))
     assert set(sizes) == {7}
     assert len(sizes) == -(-120 // 7)
+
+
+def test_without_embeddings_the_logits_are_the_same_and_nothing_else_is_stored(
+    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, embedding=False)).path
+    small, full = CacheReader(out), CacheReader(tiny_cache)
+    assert (small.features, full.features) == ({}, {"embedding": (32,)})
+    assert (small.recipe_id, small.cache_id) == (full.recipe_id, full.cache_id)
+    np.testing.assert_array_equal(small.logits(slice(None)), full.logits(slice(None)))
+    assert out.stat().st_size < tiny_cache.stat().st_size - small.n_rows * 32 * 2
+
+
+def test_without_names_the_cache_is_the_same_and_knows_no_path(
+    tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, names=False)).path
+    assert CacheReader(out).names is None
+    assert_same_arrays(out, tiny_cache)
+    names = CacheReader(tiny_cache).names
+    assert names is not None
+    assert sorted(names) == sorted(sample.name for sample in scan_folder(tiny_data).samples)
+    assert not any(name.encode() in out.read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_cache_with_embeddings_is_not_extended_by_rows_without_and_the_other_way_round(
+    stored: bool, tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    out = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, embedding=stored, views=2)).path
+    before = out.read_bytes()
+    with pytest.raises((CacheError, SettingError), match="embedding") as caught:
+        build_cache(tiny_data, out, dataclasses.replace(tiny_build, embedding=not stored))
+    assert str(out) in str(caught.value)
+    assert ("--embedding" if stored else "--no-embedding") in str(caught.value), "the flag that fits"
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_disk_that_may_fill_up_is_a_notice_before_the_teacher_runs(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    usage = shutil.disk_usage(tmp_path)
+
+    def notices(name: str, free_bytes: int) -> list[str]:
+        caplog.clear()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free_bytes))
+        build_cache(tiny_data, tmp_path / name, tiny_build)
+        return [message for message in caplog.messages if "the disk may fill up" in message]
+
+    (notice,) = notices("a.h5", 0)
+    match = re.search(r"needs up to ([\d,]+) bytes in (.*), 0 are free", notice)
+    assert match, notice
+    assert match[2] == str(tmp_path)
+    needed = int(match[1].replace(",", ""))
+    rows_bytes = 120 * (4 * 10 + 12 + 4 * 5 + 2 * 32)  # params, witness, logits, embedding: in segments and merged
+    assert 2 * rows_bytes < needed < 2 * (tmp_path / "a.h5").stat().st_size
+    assert len(notices("b.h5", needed - 1)) == 1
+    assert notices("c.h5", needed) == []
+    assert notices("c.h5", 0) == [], "nothing to compute, nothing to write"

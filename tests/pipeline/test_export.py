@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
 from cache import CacheReader
+from cache.errors import CacheDiskFull
 from pipeline import export as module
 from pipeline.errors import OutputExists, OverBudget, RunError
 from pipeline.export import export
@@ -84,3 +87,26 @@ def test_an_existing_file_is_left_alone(tiny_run: Path, tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such run folder"):
         export(tmp_path / "run", tmp_path / "m.pt")
+
+
+def test_a_full_disk_is_told_in_bytes_and_leaves_nothing_and_a_repeated_export_works(
+    tiny_run: Path, tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    out = tmp_path / "m.pt"
+    with file_limit(500_000), pytest.raises(CacheDiskFull) as caught:
+        export(tiny_run, out)
+    assert list(tmp_path.iterdir()) == []
+    n_bytes = export(tiny_run, out).n_bytes
+    assert f"no room for {n_bytes:,} bytes in {tmp_path} (" in str(caught.value)
+    assert "free some space, then run the same command again" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_a_disk_that_refuses_the_last_byte_leaves_nothing_either(
+    tiny_run: Path, tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    n_bytes = export(tiny_run, tmp_path / "m.pt").n_bytes
+    (tmp_path / "m.pt").unlink()
+    with file_limit(n_bytes - 1), pytest.raises(CacheDiskFull, match=f"{n_bytes:,} bytes"):
+        export(tiny_run, tmp_path / "m.pt")
+    assert list(tmp_path.iterdir()) == []

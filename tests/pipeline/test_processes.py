@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -109,6 +111,53 @@ def test_ctrl_c_in_training_exits_130_and_names_the_line_that_goes_on(
     assert "resumed  after epoch" in err
     assert out.startswith("run: best epoch")
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + EPOCHS
+
+
+def test_of_two_builds_of_one_output_the_second_names_the_first_which_ends_undisturbed(
+    tiny_data: Path, tiny_teacher: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str],
+    rows_of: Callable[[Path], dict[tuple[str, int], bytes]],
+) -> None:  # fmt: skip
+    words = ("cache", "build", tiny_data, "-o", "t.h5", "--teacher", tiny_teacher, "--precision", "fp32")
+    settings = ("--views", 50, "--batch-size", 4, "--workers", 0)
+    first = start(clean_environment, tmp_path, *words, *settings)
+    try:
+        lock = tmp_path / "t.h5.parts" / "lock"
+        wait_for(lambda: lock.exists() and "pid" in lock.read_text(), first)
+        first.send_signal(signal.SIGSTOP)  # so that it is busy for as long as the second takes to start
+        code, out, err = finish(start(clean_environment, tmp_path, *words, *settings))
+        assert (code, out) == (1, ""), err
+        assert "Traceback" not in err
+        (error,) = (line for line in err.splitlines() if line.startswith("Error: "))
+        assert f"another process is writing this output (host {socket.gethostname()} pid {first.pid}, " in error
+        assert "wait for it, stop it, or choose another -o" in error
+        assert not (tmp_path / "t.h5").exists()
+        first.send_signal(signal.SIGCONT)
+        code, out, err = finish(first)
+    finally:
+        first.kill()
+    assert code == 0, err
+    assert out.startswith("t.h5: 1,530 views of 60 images (1,530 computed now")
+    assert rows_of(tiny_cache).items() <= rows_of(tmp_path / "t.h5").items()
+    assert [path.name for path in tmp_path.iterdir()] == ["t.h5"]
+
+
+def test_a_cache_that_is_emptied_under_a_training_process_is_an_error_and_no_signal(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    cache = Path(shutil.copy(tiny_cache, tmp_path / "t.h5"))
+    words = ("train", tiny_data, cache, "-o", "run", "--epochs", EPOCHS, "--workers", 0, *STUDENT)
+    process = start(clean_environment, tmp_path, *words)
+    wait_for(lambda: (tmp_path / "run" / "best.pt").exists(), process)
+    cache.write_bytes(b"")
+    code, out, err = finish(process)
+    assert (code, out) == (1, ""), err
+    assert "Traceback" not in err
+    error = err[err.index("Error: ") :].strip()
+    assert error == (
+        f"Error: {cache} was replaced by another cache, or written over, while in use: put it back, or start anew"
+    )
+    epochs = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
+    assert 1 <= len(epochs) < EPOCHS
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = 90) -> None:
