@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted (with the line that goes 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import io
@@ -24,10 +25,11 @@ class LineHandler(logging.Handler):
     """Log records as plain lines on standard error, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
+        """Write one record; one that a full disk under a redirected log refuses is lost, and the run goes on."""
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:
@@ -54,7 +56,8 @@ def run(arguments: list[str]) -> int:
             raise
         from cache.errors import printable
 
-        click.echo("\n".join(map(printable, f"Error: {_explained(error)}".split("\n"))), err=True)
+        with contextlib.suppress(OSError):
+            click.echo("\n".join(map(printable, f"Error: {_explained(error)}".split("\n"))), err=True)
         return 1
     return 0
 

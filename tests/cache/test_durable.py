@@ -92,6 +92,17 @@ def test_lock_on_a_removed_file_is_not_a_lock(tmp_path, monkeypatch):
     lock.release()
 
 
+def test_a_lock_holds_also_where_the_disk_has_no_room_for_its_text(tmp_path, monkeypatch):
+    def full(fd, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable.os, "ftruncate", full)
+    lock = durable.Lock.acquire(tmp_path / "lock")
+    with pytest.raises(CacheBusy, match="holder unknown"):
+        durable.Lock.acquire(tmp_path / "lock")
+    lock.release()
+
+
 def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     def no_locks(fd, operation):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -17,8 +17,10 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(
-    "command", ["", "cache", "cache build", "cache info", "train", "evaluate", "export", "predict", "demo"]
-)
+    "command",
+    ["", "cache", *("cache " + verb for verb in ("build", "info", "merge", "verify")),
+     "train", "evaluate", "export", "predict", "demo"],
+)  # fmt: skip
 def test_every_command_has_help(command: str, cli: Cli) -> None:
     code, out, _ = cli(*command.split(), "--help")
     assert code == 0
@@ -123,6 +125,19 @@ def test_the_default_teacher_without_network_or_token_is_three_lines_and_exit_1(
     assert "--teacher DIR" in error[1]
     assert "softlabel demo" in error[2]
     assert not (tmp_path / "t.h5").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+def test_a_log_that_goes_to_a_full_disk_ends_no_command(
+    tiny_data: Path, tiny_teacher: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    build = ("cache", "build", tiny_data, "-o", tmp_path / "t.h5", "--teacher", tiny_teacher, "--views", 1)
+    missing = ("cache", "info", tmp_path / "missing.h5")
+    for words, code in ((build, 0), (missing, 1)):
+        command = [sys.executable, "-m", "softlabel", *map(str, words)]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, env=clean_environment, check=False)
+        assert (done.returncode, done.stdout[:20]) == (code, f"{tmp_path}/t.h5"[:20].encode() if code == 0 else b"")
 
 
 def test_debug_shows_the_traceback(cli: Cli) -> None:

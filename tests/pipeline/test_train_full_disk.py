@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import shlex
 import sys
 from collections.abc import Callable
@@ -116,6 +117,23 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing_and_the_same_line_sta
     monkeypatch.undo()
     assert command(*again)[0] == 0
     assert_same_run(run, tiny_run)
+
+
+def test_a_disk_without_room_for_the_runs_folder_names_the_bytes(
+    command: Cli, tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def full(path: Path, *options: int, **named: int) -> None:
+        if path.name == "run":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        make(path, *options, **named)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    code, _, err = command("train", tiny_data, tiny_cache, "-o", tmp_path / "run", *STUDENT)
+    assert code == 1
+    assert f"no room for 4,096 bytes in {tmp_path / 'run'}" in err
+    assert f"softlabel train {tiny_data}" in err.splitlines()[-1]
 
 
 def assert_same_run(run: Path, other: Path) -> None:
