@@ -64,9 +64,9 @@ def inspect(file: FileIO, path: Path) -> Inspected:
 
 def read_object(file: FileIO, extent: Extent) -> np.ndarray:
     """One object's array, read-only, in memory."""
-    raw = bytearray(extent.spec.n_bytes)
-    durable.read_exactly(file, memoryview(raw), extent.offset)
-    array = np.frombuffer(raw, extent.spec.dtype).reshape(extent.spec.shape)
+    raw = np.empty(extent.spec.n_bytes, np.uint8)
+    durable.read_exactly(file, raw.data, extent.offset)
+    array = raw.view(extent.spec.dtype).reshape(extent.spec.shape)
     array.flags.writeable = False
     return array
 
@@ -82,10 +82,11 @@ def _inspect(file: FileIO) -> Inspected:
     except CacheDamaged:
         _check_format(file, extents)
         raise
-    seal = read_object(file, extents["seal"]).tobytes()
-    if seal_of(specs, lambda name: durable.chunks(file, extents[name].offset, specs[name].n_bytes)) != seal:
-        raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
+    # Read once: what is hashed is what is kept, whatever happens to the file.
     small = {name: read_object(file, extent) for name, extent in extents.items() if not is_big(name)}
+    seal = small["seal"].tobytes()
+    if seal_of(specs, lambda name: [small[name].reshape(-1).view(np.uint8).data]) != seal:
+        raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
     manifest = Manifest.from_bytes(small.pop("manifest").tobytes())
     _check_manifest(manifest, dims)
     check_order(small["samples/key"], small["samples/first_row"], small["rows/view"], CacheDamaged)
