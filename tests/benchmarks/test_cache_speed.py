@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "cache_speed.py"
 SEVEN, THOUSAND, EMBEDDED = "C = 7 logits", "C = 1000 logits", "D = 1152 features (and C = 7)"
 NAMELESS = f"{THOUSAND}, no names"
 NAME_BYTES = len("train/melanoma/ISIC_0024306.jpg")
@@ -23,23 +20,16 @@ MOST_BYTES_A_FILE = 100_000
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script(load_script: Callable[[str], Any]) -> Any:
     """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("cache_speed", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("cache_speed")
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[str]]]:
+def tables(run_script: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[str]]]:
     """First word of each title -> the cells of the lines below it, as the smallest run prints them."""
     folder = tmp_path_factory.mktemp("work")
-    words = [sys.executable, str(SCRIPT), "--rounds", "31", "--rows", "1024", "--folder", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = run_script("cache_speed", "--rounds", 31, "--rows", 1024, "--folder", folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert list(folder.iterdir()) == []
@@ -80,13 +70,13 @@ def test_a_file_is_its_payload_61_bytes_a_view_and_a_manifest(tables: dict[str, 
         assert float(bytes_a_view.replace(",", "")) == pytest.approx(n_bytes / rows, abs=0.1)
 
 
-def test_the_ratio_is_one_of_medians(script: ModuleType) -> None:
+def test_the_ratio_is_one_of_medians(script: Any) -> None:
     wall_s = np.array([[2.0, 1.0]] * 30 + [[900.0, 1.0]])
     assert script.Times(wall_s).ratio() == "2.00 (2.00-2.00)"
     assert script.Times(wall_s).median_s == [2.0, 1.0]
 
 
-def test_other_rows_and_damage_end_the_run(script: ModuleType) -> None:
+def test_other_rows_and_damage_end_the_run(script: Any) -> None:
     rows = np.ones((2, 3), np.float32)
     script._check_equal([rows, rows.copy()])
     for other in (rows + 1, rows.astype(np.float16), rows[:1]):
@@ -99,7 +89,7 @@ def test_other_rows_and_damage_end_the_run(script: ModuleType) -> None:
 
 @pytest.mark.parametrize("words", [["--rounds", "30"], ["--rows", "250"], ["--rows", "257"]])
 def test_too_few_rounds_or_rows_are_usage(
-    words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["cache_speed.py", *words])
     with pytest.raises(SystemExit) as caught:

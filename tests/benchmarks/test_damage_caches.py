@@ -1,16 +1,9 @@
-"""The campaign in small: every object hit once, all noticed; and proof that it sees what is not noticed.
-
-As a script (argument: a new folder) this file is the second half: it runs the campaign against sabotaged checks and
-writes what was counted.
-"""
+"""The campaign in small: every object hit once, all noticed; and proof that it sees what is not noticed."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +14,6 @@ from cache import CacheReader, guard
 from cache.errors import CacheDamaged
 from cache.verify import refuse_damaged
 
-CAMPAIGN = Path(__file__).resolve().parents[2] / "benchmarks" / "damage_caches.py"
 COUNTS = (
     "refused at opening", "refused at training's start", "refused by verify", "undetected", "silently wrong",
     "ill told",
@@ -100,15 +92,9 @@ SABOTAGES: list[tuple[Callable[[], None], dict[str, tuple[str, ...]]]] = [
 ]
 
 
-def run_script(*words: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, timeout=300, capture_output=True, text=True, check=False, env=environment)
-
-
-def test_a_bit_flipped_anywhere_and_a_cut_anywhere_are_noticed(tmp_path: Path) -> None:
+def test_a_bit_flipped_anywhere_and_a_cut_anywhere_are_noticed(tmp_path: Path, run_script: Callable[..., Any]) -> None:
     counts_file = tmp_path / "counts.json"
-    done = run_script(CAMPAIGN, "--flips", 1, "--truncations", 1, "--json", counts_file)
+    done = run_script("damage_caches", "--flips", 1, "--truncations", 1, "--json", counts_file)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(counts_file.read_text("utf-8"))
     assert counts["details"] == []
@@ -120,16 +106,6 @@ def test_a_bit_flipped_anywhere_and_a_cut_anywhere_are_noticed(tmp_path: Path) -
         assert [line[name] for name in COUNTS] == [opening, training, line["damages"], 0, 0, 0], place
     assert "| logits/0 | 2 | 0 | 2 | 2 | 0 | 0 | 0 |" in done.stdout
     assert "| to 0 bytes | 2 | 2 | 2 | 2 | 0 | 0 | 0 |" in done.stdout
-
-
-@pytest.fixture(scope="module")
-def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Name of a sabotage -> what was counted with it."""
-    folder = tmp_path_factory.mktemp("sabotage") / "work"
-    done = run_script(__file__, folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts: dict[str, Any] = json.loads((folder / "counts.json").read_text("utf-8"))
-    return counts
 
 
 @pytest.mark.parametrize(("sabotage", "expected"), SABOTAGES)
@@ -154,43 +130,19 @@ def test_the_campaign_counts_the_damage_of(
         (["--folder", "."], "choose another --folder"),
     ],
 )
-def test_the_campaign_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        load_campaign().parse(words)
-    assert message in capsys.readouterr().err
+def test_the_campaign_refuses(words: list[str], message: str, refusal: Callable[..., str]) -> None:
+    assert message in refusal("damage_caches", words)
 
 
-def load_campaign() -> Any:
-    """The script as a module; by its own name, so that its dataclasses find it."""
-    spec = importlib.util.spec_from_file_location("damage_caches", CAMPAIGN)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["damage_caches"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def counter(load: Callable[[str], Any], folder: Path) -> Callable[..., object]:
+    """`count(_)`: each object of one cache hit once."""
+    damage_caches, specimens_of = load("damage_caches"), load("reliability.specimens")
+    specimens_of.MERGED_SAMPLES = 150
+    specimens = {"merged": specimens_of.dissect(specimens_of.merged_cache(folder), "merged")}
 
-
-def count_sabotages(folder: Path) -> None:
-    damage_caches = load_campaign()
-    folder.mkdir()
-    damage_caches.MERGED_SAMPLES = 150
-    specimens = {"merged": damage_caches.dissect(damage_caches.merged_cache(folder), "merged")}
-    places = [*specimens["merged"].spans, *CUTS]
-    examine, counts = damage_caches.examine, {}
-    for sabotage, _ in SABOTAGES:
-
-        def sabotaged_examine(*args: Any, sabotage: Callable[[], None] = sabotage) -> Any:
-            sabotage()
-            damage_caches.examine = examine
-            return examine(*args)
-
-        # The files are looked at in a process of their own: only there are the checks sabotaged.
-        damage_caches.examine = sabotaged_examine
+    def count(_: object) -> object:
         report = damage_caches.campaign(folder, specimens, 1, 1, seed=0)
-        lines = {place: report.line([place]) for place in places}
-        counts[sabotage.__name__] = {"places": lines, "details": report.details}
-    (folder / "counts.json").write_text(json.dumps(counts), "utf-8")
+        lines = {place: report.line([place]) for place in [*specimens["merged"].spans, *CUTS]}
+        return {"places": lines, "details": report.details}
 
-
-if __name__ == "__main__":
-    count_sabotages(Path(sys.argv[1]))
+    return count

@@ -1,16 +1,10 @@
-"""The campaign in small: each step once, all clean; and proof that it sees damage where there is some.
-
-As a script (argument: a new folder) this file is the second half: it runs the campaign against sabotaged builds and
-writes what was counted.
-"""
+"""The campaign in small: each step once, all clean; and proof that it sees damage where there is some."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +16,6 @@ from cache import CacheReader, durable
 from cache.errors import CacheBusy
 from cache.fill import NewFile
 
-CAMPAIGN = Path(__file__).resolve().parents[2] / "benchmarks" / "kill_builds.py"
 DAMAGES = (
     "rows lost", "silently wrong rows", "failed resumes", "leftovers", "unopenable finals", "processes left",
     "not reached",
@@ -120,15 +113,9 @@ SABOTAGES: list[tuple[Callable[[], None], str, list[str]]] = [
 ]
 
 
-def run_script(*words: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, timeout=300, capture_output=True, text=True, check=False, env=environment)
-
-
-def test_a_build_killed_at_each_step_loses_nothing(tmp_path: Path) -> None:
+def test_a_build_killed_at_each_step_loses_nothing(tmp_path: Path, run_script: Callable[..., Any]) -> None:
     counts_file = tmp_path / "counts.json"
-    done = run_script(CAMPAIGN, "--kills", 23, "--json", counts_file, "--folder", tmp_path / "work")
+    done = run_script("kill_builds", "--kills", 23, "--json", counts_file, "--folder", tmp_path / "work")
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(counts_file.read_text("utf-8"))
     assert len(counts["steps"]) == 23
@@ -139,20 +126,11 @@ def test_a_build_killed_at_each_step_loses_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "work" / "trials").iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the counts of each sabotage."""
-    folder = tmp_path_factory.mktemp("sabotage") / "work"
-    done = run_script(__file__, folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
 @pytest.mark.parametrize(("sabotage", "step", "damages"), SABOTAGES)
 def test_the_campaign_counts_the_damage_of(
-    sabotaged: Path, sabotage: Callable[[], None], step: str, damages: list[str]
+    sabotaged: dict[str, Any], sabotage: Callable[[], None], step: str, damages: list[str]
 ) -> None:
-    counts = json.loads((sabotaged / f"{sabotage.__name__}.json").read_text("utf-8"))
+    counts = sabotaged[sabotage.__name__]
     assert all(counts[damage] > 0 for damage in damages), counts
 
 
@@ -164,42 +142,21 @@ def test_the_campaign_counts_the_damage_of(
         (["--folder", "."], "choose another --folder"),
     ],
 )
-def test_the_campaign_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        load_campaign().parse(words)
-    assert message in capsys.readouterr().err
+def test_the_campaign_refuses(words: list[str], message: str, refusal: Callable[..., str]) -> None:
+    assert message in refusal("kill_builds", words)
 
 
-def load_campaign() -> Any:
-    """The script as a module; by its own name, so that its dataclasses find it."""
-    spec = importlib.util.spec_from_file_location("kill_builds", CAMPAIGN)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["kill_builds"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def count_sabotages(folder: Path) -> None:
+def counter(load: Callable[[str], Any], folder: Path) -> Callable[..., object]:
+    """`count(step, _)`: two builds killed at this step."""
     torch.set_num_threads(1)
-    kill_builds = load_campaign()
-    kill_builds.SHARE_WITH_WORKERS = 0.0  # they start slowly
-    kill_builds.ORPHAN_S = 1.0
+    kill_builds = load("kill_builds")
+    load("reliability.plans").SHARE_WITH_WORKERS = 0.0  # they start slowly
+    load("reliability.forks").ORPHAN_S = 1.0
     world = kill_builds.World(folder)
 
-    build = kill_builds._build
-    for sabotage, step, _ in SABOTAGES:
+    def count(step: str, _: list[str]) -> object:
+        world.trials = folder / "trials" / step
+        report, _scenarios = kill_builds.campaign(world, 2, 0, [step])
+        return report.line([step])
 
-        def sabotaged_build(*args: Any, sabotage: Callable[[], None] = sabotage) -> None:
-            sabotage()
-            build(*args)
-
-        # The builds are sabotaged, each in its own process; the campaign that looks at them is not.
-        kill_builds._build = sabotaged_build
-        world.trials = folder / "trials" / sabotage.__name__
-        report = kill_builds.campaign(world, 2, 0, [step])
-        (folder / f"{sabotage.__name__}.json").write_text(json.dumps(report.line([step])), "utf-8")
-
-
-if __name__ == "__main__":
-    count_sabotages(Path(sys.argv[1]))
+    return count
