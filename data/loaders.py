@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -192,15 +193,16 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _starting_workers() -> Iterator[None]:
-    """Children started inside ignore SIGINT from their first instruction on (the disposition survives spawn)."""
+    """A Ctrl-C waits until the children have started, and never reaches them: what is blocked here stays so in them."""
     with warnings.catch_warnings():
         # More workers than cores is a user's explicit choice here; the default never does it.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        if threading.current_thread() is not threading.main_thread():
+        if not hasattr(signal, "pthread_sigmask"):
             yield
             return
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        resource_tracker.ensure_running()  # started by the first child instead, it would unblock the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

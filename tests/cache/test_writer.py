@@ -17,17 +17,10 @@ from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheMismatch
 KILLED_WRITER = Path(__file__).with_name("killed_writer.py")
 # Each named step of a run of 8 samples in segments of 4 rows: the first, a middle and the last moments.
 STEPS = [
-    ("before write_atomic", 1),
-    ("before allocate", 2),
-    ("before fsync_file", 3),
-    ("before publish_new", 2),
-    ("after publish_new", 1),
-    ("after publish_new", 3),
-    ("before publish_new of out", 1),
-    ("after publish_new of out", 1),
-    ("before remove", 1),
-    ("after remove", 9),
-]
+    ("before write_atomic", 1), ("before allocate", 2), ("before fsync_file", 3), ("before publish_new", 2),
+    ("after publish_new", 1), ("after publish_new", 3), ("before publish_new of out", 1),
+    ("after publish_new of out", 1), ("before remove", 1), ("after remove", 9),
+]  # fmt: skip
 
 
 def open_writer(out, manifest, **options):
@@ -45,8 +38,7 @@ def interrupted(out, make, rows, n_adds=9):
 
     def run():
         with open_writer(out, make.manifest()) as writer:
-            for add in make.rows_one_by_one(rows)[:n_adds]:
-                writer.add(**add)
+            make.add_missing(writer, make.rows_one_by_one(rows)[:n_adds])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -86,8 +78,7 @@ def test_an_extension_killed_while_replacing_keeps_one_of_the_two_caches(make, t
         out, rows = tmp_path / step.split()[0] / "t.h5", make.table(n_samples=8)
         out.parent.mkdir()
         with open_writer(out, make.manifest()) as writer:
-            for add in make.rows_one_by_one(rows)[:5]:
-                writer.add(**add)
+            make.add_missing(writer, make.rows_one_by_one(rows)[:5])
             writer.finish()
         assert killed_at(out, step, 1)[0] == -signal.SIGKILL
         CacheReader(out).verify()
@@ -114,8 +105,7 @@ def test_segments_are_sealed_by_rows_or_by_time(make, tmp_path):
     adds = make.rows_one_by_one(make.table())
     for name, options, expected in [("rows", {"segment_rows": 2}, 1), ("time", {"segment_s": 0.0}, 2)]:
         with open_writer(tmp_path / name, make.manifest(), **options) as writer:
-            for add in adds[:2]:
-                writer.add(**add)
+            make.add_missing(writer, adds[:2])
             assert len(segments(tmp_path / name)) == expected
             assert len(writer.done) == 2
 
@@ -125,8 +115,7 @@ def test_more_views_of_a_sample_extend_the_cache(make, tmp_path):
     adds = make.rows_one_by_one(rows)
     for part in (adds[::3], adds[1::3], adds[2::3]):
         with open_writer(out, make.manifest()) as writer:
-            for add in part:
-                writer.add(**add)
+            make.add_missing(writer, part)
             writer.finish()
     make.assert_equal(CacheReader(out).table(), rows)
 
@@ -307,11 +296,9 @@ def test_an_output_that_appears_during_the_build_is_merged_with(make, tmp_path):
     out, rows = tmp_path / "t.h5", make.table(n_samples=8)
     adds = make.rows_one_by_one(rows)
     with open_writer(out, make.manifest()) as writer:
-        for add in adds[:6]:
-            writer.add(**add)
+        make.add_missing(writer, adds[:6])
         with open_writer(tmp_path / "other.h5", make.manifest()) as other:
-            for add in adds[4:]:
-                other.add(**add)
+            make.add_missing(other, adds[4:])
             other.finish()
         (tmp_path / "other.h5").rename(out)
         make.assert_equal(writer.finish().table(), rows)
@@ -321,8 +308,7 @@ def test_an_output_that_vanishes_during_the_build_keeps_the_parts(make, tmp_path
     out, rows = tmp_path / "t.h5", make.table(n_samples=8)
     adds = make.rows_one_by_one(rows)
     with open_writer(out, make.manifest()) as writer:
-        for add in adds[:4]:
-            writer.add(**add)
+        make.add_missing(writer, adds[:4])
         writer.finish()
     with open_writer(out, make.manifest()) as writer:
         make.add_missing(writer, adds)

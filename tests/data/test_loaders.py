@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data import loaders
 from data.errors import BadImage
 from data.loaders import (
     SampleViews,
@@ -173,6 +174,22 @@ def test_a_sample_is_hashed_from_the_bytes_that_are_decoded(samples: list[Sample
     Path(samples[1].path).unlink()
     with pytest.raises(BadImage, match="cannot be read"):
         read_sample(samples[1])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")
+def test_ctrl_c_while_workers_start_comes_after_and_is_not_lost() -> None:
+    steps = list[str]()
+
+    def start() -> None:
+        with loaders._starting_workers():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("started")
+        steps.append("not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert steps == ["started"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_no_workers_stand_beside_a_model_on_the_cpu() -> None:

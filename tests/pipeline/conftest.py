@@ -1,8 +1,11 @@
-"""What several tests of the stages do to a build, a cache file or a disk."""
+"""What several tests of the stages do to a build, its world, a cache file or a disk."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +18,11 @@ import torch
 
 from cache import CacheReader, Manifest, Table
 from cache.fill import write_table
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, scan_folder
+from pipeline.build import BuildConfig, build_cache
+from pipeline.demo.lesions import write_lesions
+from pipeline.teachers.prompts import default_prompts
 from pipeline.teachers.siglip import SiglipTeacher
 
 Rows = dict[tuple[str, int], bytes]
@@ -130,3 +138,75 @@ def file_limit() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return file_limit
+
+
+class World:
+    """What one build is given. A change edits its own copy of it; the ids then come from a real build."""
+
+    def __init__(self, folder: Path, data: Path, config: BuildConfig, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.data, self.config, self.patch = folder, data, config, patch
+        self.scan = ScanOptions()
+
+    def own_teacher(self) -> Path:
+        """The teacher in a folder that may be changed."""
+        folder = self.folder / "other teacher"
+        if not folder.exists():
+            shutil.copytree(self.config.teacher, folder)
+            self.set(teacher=str(folder))
+        return folder
+
+    def own_images(self) -> Path:
+        """The images in a folder that may be changed."""
+        if self.data.parent != self.folder:
+            self.data = shutil.copytree(self.data, self.folder / "other images")
+        return self.data
+
+    def set(self, **changes: Any) -> None:
+        """Another BuildConfig."""
+        self.config = dataclasses.replace(self.config, **changes)
+
+    def write_prompts(self, **changes: str | list[str]) -> None:
+        """A prompt file: the default prompts, and others for some classes (in whose names _ stands for a space)."""
+        classes = scan_folder(self.data).classes[FOLDER_TASK]
+        texts: dict[str, Any] = {name: text for name, (text,) in default_prompts(classes).items()}
+        changed = {name.replace("_", " "): text for name, text in changes.items()}
+        assert changed.keys() <= texts.keys()
+        path = self.folder / "prompts.yaml"
+        path.write_text(json.dumps(dict(reversed((texts | changed).items()))))
+        self.set(prompts=path)
+
+    def patch_constant(self, name: str, value: Any) -> None:
+        """Another value of a constant, in each of our modules that knows it."""
+        ours = [module for word, module in sys.modules.items() if word.split(".")[0] in ("cache", "data", "pipeline")]
+        holders = [module for module in ours if hasattr(module, name)]
+        assert holders
+        for module in holders:
+            self.patch.setattr(module, name, value)
+
+    def build(self) -> CacheReader:
+        """The cache of all that."""
+        return CacheReader(build_cache(self.data, self.folder / "t.h5", self.config, self.scan).path)
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 images of the classes of `tiny_data`: the tables of the ids build a cache of them for each row."""
+    root = tmp_path_factory.mktemp("few") / "images"
+    write_lesions(root, {"train": 2, "val": 2, "test": 1}, size_px=48)
+    return root
+
+
+@pytest.fixture(scope="session")
+def base(few_images: Path, tiny_build: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
+    """The cache of the unchanged world."""
+    return CacheReader(build_cache(few_images, tmp_path_factory.mktemp("base") / "t.h5", tiny_build).path)
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, few_images: Path, tiny_build: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    """The world of `base`, to be changed."""
+    threads = torch.get_num_threads()
+    yield World(tmp_path, few_images, tiny_build, monkeypatch)
+    torch.set_num_threads(threads)

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cache import CacheReader
 
-# So many that a slow machine still interrupts before the last one, so few that the rest takes seconds.
-EPOCHS = 60
+Cli = Callable[..., tuple[int, str, str]]
+
+# So many that a slow machine still interrupts before the last one (0.2 s each), so few that the rest takes seconds.
+EPOCHS = 24
 STUDENT = ("--student", "shufflenet_v2_x0_5", "--student-size", "32", "--batch-size", "8")
 
 
@@ -42,27 +45,27 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def resuming_words(err: str) -> list[str]:
-    """The words after `softlabel` in the line that goes on."""
+    """The words after `softlabel` in the line that goes on, without workers, which would take seconds to start."""
     line = err.strip().splitlines()[-1].strip()
     words = shlex.split(line)
     assert words[0] == "softlabel", err
+    words[words.index("--workers") + 1] = "0"
     return words[1:]
 
 
 def test_stage_two_never_loads_the_teacher_or_its_libraries_in_any_process(
-    tiny_data: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str]
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:
-    # Every process of the command, spawned workers included, reports each import on its standard error.
+    # Every process of the command, the spawned worker included, reports each import on its standard error.
     environment = {**clean_environment, "PYTHONPROFILEIMPORTTIME": "1"}
-    train = start(
-        environment, tmp_path, "train", tiny_data, tiny_cache, "-o", "run", "--epochs", 1, "--workers", 2, *STUDENT
-    )
-    evaluate = ("evaluate", "run", tiny_data, "--split", "test", "--workers", 2)
-    for process in (train, None):
-        code, _, err = finish(process or start(environment, tmp_path, *evaluate))
+    train = ("train", tiny_data, tiny_cache, "-o", "run", "--epochs", 1, "--workers", 1, *STUDENT)
+    evaluate = ("evaluate", tiny_run, tiny_data, "--split", "test", "--workers", 1)
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda words: finish(start(environment, tmp_path, *words)), (train, evaluate)))
+    for code, _, err in results:
         assert code == 0, err[-2000:]
         imported = [line.rsplit("|", 1)[1].strip() for line in err.splitlines() if line.startswith("import time:")]
-        assert imported.count("data.loaders") == 3, "the main process and two spawned workers must have reported"
+        assert imported.count("data.loaders") == 2, "the main process and a spawned worker must have reported"
         forbidden = [name for name in imported if name.split(".")[0] == "transformers" or "pipeline.teachers" in name]
         assert forbidden == []
 
@@ -75,8 +78,9 @@ def test_importing_the_cache_loads_no_torch() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_ctrl_c_in_a_build_exits_130_and_names_the_line_that_goes_on(
-    workers: int, tiny_data: Path, tiny_teacher: Path, tmp_path: Path, clean_environment: dict[str, str]
-) -> None:
+    workers: int, tiny_data: Path, tiny_teacher: Path, tmp_path: Path, clean_environment: dict[str, str],
+    cli: Cli, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     words = ("cache", "build", tiny_data, "-o", "t.h5", "--teacher", tiny_teacher, "--precision", "fp32")
     slow = ("--views", 400, "--batch-size", 1, "--workers", workers)
     process = start(clean_environment, tmp_path, *words, *slow)
@@ -89,15 +93,17 @@ def test_ctrl_c_in_a_build_exits_130_and_names_the_line_that_goes_on(
     assert not (tmp_path / "t.h5").exists()
     # The same line, to its end: fewer views of the same recipe, so that the test does not wait for 12,000.
     again[again.index("--views") + 1] = "3"
-    code, out, err = finish(start(clean_environment, tmp_path, *again))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*again)
     assert code == 0, err
     assert CacheReader(tmp_path / "t.h5").n_rows >= 120
     assert "views of 60 images" in out
 
 
 def test_ctrl_c_in_training_exits_130_and_names_the_line_that_goes_on(
-    tiny_data: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str]
-) -> None:
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str],
+    cli: Cli, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     words = ("train", tiny_data, tiny_cache, "-o", "run", "--epochs", EPOCHS, "--workers", 1, *STUDENT)
     process = start(clean_environment, tmp_path, *words)
     wait_for(lambda: (tmp_path / "run" / "best.pt").exists(), process)
@@ -106,7 +112,8 @@ def test_ctrl_c_in_training_exits_130_and_names_the_line_that_goes_on(
     assert "Traceback" not in err
     again = resuming_words(err)
     assert again[-1] == "--resume"
-    code, out, err = finish(start(clean_environment, tmp_path, *again))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*again)
     assert code == 0, err
     assert "resumed  after epoch" in err
     assert out.startswith("run: best epoch")
@@ -115,7 +122,7 @@ def test_ctrl_c_in_training_exits_130_and_names_the_line_that_goes_on(
 
 def test_of_two_builds_of_one_output_the_second_names_the_first_which_ends_undisturbed(
     tiny_data: Path, tiny_teacher: Path, tiny_cache: Path, tmp_path: Path, clean_environment: dict[str, str],
-    rows_of: Callable[[Path], dict[tuple[str, int], bytes]],
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, rows_of: Callable[[Path], dict[tuple[str, int], bytes]],
 ) -> None:  # fmt: skip
     words = ("cache", "build", tiny_data, "-o", "t.h5", "--teacher", tiny_teacher, "--precision", "fp32")
     settings = ("--views", 50, "--batch-size", 4, "--workers", 0)
@@ -123,8 +130,9 @@ def test_of_two_builds_of_one_output_the_second_names_the_first_which_ends_undis
     try:
         lock = tmp_path / "t.h5.parts" / "lock"
         wait_for(lambda: lock.exists() and "pid" in lock.read_text(), first)
-        first.send_signal(signal.SIGSTOP)  # so that it is busy for as long as the second takes to start
-        code, out, err = finish(start(clean_environment, tmp_path, *words, *settings))
+        first.send_signal(signal.SIGSTOP)  # so that it is busy for as long as the second, this process, takes
+        monkeypatch.chdir(tmp_path)
+        code, out, err = cli(*words, *settings)
         assert (code, out) == (1, ""), err
         assert "Traceback" not in err
         (error,) = (line for line in err.splitlines() if line.startswith("Error: "))
