@@ -65,7 +65,7 @@ def _overwrite(path: Path, offset: int, content: bytes) -> None:
 
 def is_told(verdict: Verdict, path: Path, specimen: Specimen, damage: Damage) -> bool:
     """Exit code 1 and one line that names file and reason; for a flip in rows or in a gap, the very place."""
-    start, reason = f"Error: {path} is ", r"(damaged in \d+ blocks|not a sound cache): \S.*"
+    start, reason = f"Error: {path} is ", r"(damaged in \d+ blocks?|not a sound cache): \S.*"
     lines = verdict.error.splitlines()
     if verdict.exit_code != 1 or verdict.printed or len(lines) != 1 or not lines[0].startswith(start):
         return False

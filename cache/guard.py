@@ -43,6 +43,8 @@ def opened(path: Path) -> Iterator[FileIO]:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
     except FileNotFoundError as error:
         raise CacheNotFound(f"no cache at {path}: run `softlabel cache build DATA -o {path}`") from error
+    except IsADirectoryError as error:
+        raise CacheError(f"{path} is a folder, expected a cache file: name the .h5 file itself") from error
     except OSError as error:
         raise CacheError(f"cannot open {path}: {error.strerror}") from error
     with file:

@@ -45,8 +45,9 @@ def refuse_damaged(path: Path, blocks: list[Block]) -> None:
     if blocks:
         shown = ", ".join(map(block_name, blocks[:5]))
         more = f" and {len(blocks) - 5} more" if len(blocks) > 5 else ""
+        places = f"{len(blocks)} block{'s' if len(blocks) > 1 else ''}"
         raise CacheDamaged(
-            f"{path} is damaged in {len(blocks)} blocks: {shown}{more}. Pull or copy it again, or rebuild it with "
+            f"{path} is damaged in {places}: {shown}{more}. Pull or copy it again, or rebuild it with "
             f"`softlabel cache build DATA -o OTHER.h5`"
         )
 

@@ -48,7 +48,7 @@ def test_every_kind_of_file_has_its_line_in_every_table(tables: dict[str, list[l
         "File": [SEVEN, THOUSAND, NAMELESS, EMBEDDED],
     }
     sizes = [cells[1:3] for cells in tables["Gather"]]
-    assert sizes == [["float32", "4,096"], ["float16", "1,024"], ["float16", "1,024"]]
+    assert sizes == [["float32", "8,192"], ["float16", "1,024"], ["float16", "1,024"]]
 
 
 def test_a_ratio_stands_in_its_interval(tables: dict[str, list[list[str]]]) -> None:
@@ -73,6 +73,7 @@ def test_a_file_is_its_payload_61_bytes_a_view_and_a_manifest(tables: dict[str, 
 def test_the_ratio_is_one_of_medians(script: Any) -> None:
     wall_s = np.array([[2.0, 1.0]] * 30 + [[900.0, 1.0]])
     assert script.Times(wall_s).ratio() == "2.00 (2.00-2.00)"
+    assert script.Times(wall_s).ratio(1, 0) == "0.50 (0.50-0.50)"
     assert script.Times(wall_s).median_s == [2.0, 1.0]
 
 

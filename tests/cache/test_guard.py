@@ -130,7 +130,7 @@ def test_guard_refuses_other_files_untouched(tmp_path):
     with pytest.raises(CacheNotFound, match="softlabel cache build") as caught:
         CacheReader(tmp_path / "none.h5")
     assert isinstance(caught.value, FileNotFoundError)
-    with pytest.raises(CacheError, match="cannot open"):
+    with pytest.raises(CacheError, match="is a folder, expected a cache file"):
         CacheReader(tmp_path)
 
 

@@ -82,7 +82,7 @@ def test_training_refuses_a_cache_in_which_one_bit_is_off(
     name: str, tiny_data: Path, tiny_cache: Path, tmp_path: Path, flipped: Callable[..., Path]
 ) -> None:
     damaged = flipped(tiny_cache, name, 77)
-    with pytest.raises(CacheDamaged, match=rf"flipped\.h5 is damaged in 1 blocks: {name} rows 0-119"):
+    with pytest.raises(CacheDamaged, match=rf"flipped\.h5 is damaged in 1 block: {name} rows 0-119"):
         train(tiny_data, damaged, tmp_path / "run", CONFIG, workers=0)
     assert not (tmp_path / "run").exists()
 

@@ -67,7 +67,7 @@ def test_verify_names_the_block_in_which_one_bit_is_off(
     for byte in (0, n_bytes - 1):
         damaged = flipped(tiny_cache, name, byte)
         error = one_error(cli("cache", "verify", damaged))
-        assert error.startswith(f"Error: {damaged} is damaged in 1 blocks: {name} rows 0-119. ")
+        assert error.startswith(f"Error: {damaged} is damaged in 1 block: {name} rows 0-119. ")
         assert len(error.splitlines()) == 1
 
 
@@ -91,7 +91,7 @@ def test_verify_names_bytes_between_the_objects_that_are_off(cli: Cli, tiny_cach
     content[gap] = 1
     sound.write_bytes(content)
     error = one_error(cli("cache", "verify", sound))
-    assert re.search(rf"is damaged in 1 blocks: unused bytes \d+-{gap}\. ", error), error
+    assert re.search(rf"is damaged in 1 block: unused bytes \d+-{gap}\. ", error), error
     assert len(error.splitlines()) == 1
 
 
