@@ -45,7 +45,7 @@ def test_any_bit_flipped_in_any_object_is_refused(
     message = refusal(scratch) if name in BIG else refusal_at_opening(scratch)
     if name in BIG:
         row = byte // (n_bytes // len(long_table.view))
-        assert f"1 blocks: {name} rows {row // 512 * 512}-" in message
+        assert f"1 block: {name} rows {row // 512 * 512}-" in message
 
 
 @settings(max_examples=100, deadline=None, database=None)

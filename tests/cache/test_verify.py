@@ -1,6 +1,11 @@
-import pytest
+import zlib
 
-from cache import CacheReader
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache import CacheReader, verify
 from cache.errors import CacheDamaged, CacheNotFound
 
 
@@ -21,6 +26,26 @@ def test_verify_names_the_damaged_blocks_of_512_rows(make, tmp_path):
     ]
     with pytest.raises(CacheDamaged, match=r"3 blocks: .*logits/0 rows 512-1023"):
         CacheReader(path).verify()
+
+
+@given(st.integers(1, 40), st.integers(0, 20), st.sampled_from([1, 2, 4, 8]), st.randoms(use_true_random=False))
+def test_the_crcs_of_blocks_make_that_of_all_their_bytes(block_bytes, n_all, n_joined, random):
+    blocks = [random.randbytes(block_bytes) for _ in range(n_all)]
+    joined = verify.joined_crcs(np.array([zlib.crc32(block) for block in blocks], "<u4"), block_bytes, n_joined)
+    starts = range(0, n_all - n_joined + 1, n_joined)
+    assert joined.tolist() == [zlib.crc32(b"".join(blocks[start : start + n_joined])) for start in starts]
+
+
+def test_damage_is_found_in_whichever_of_some_blocks_it_is(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "_SPAN_BYTES", 4 * 512 * 12)
+    path = make.write(tmp_path / "t.h5", make.table(n_samples=2500, max_views=5, names=False))
+    n_rows, start = CacheReader(path).n_rows, make.offsets(path)["logits/0"][0]
+    assert n_rows > 4 * 2 * 512, "more than two spans of four blocks, and a rest"
+    assert CacheReader(path).damaged_blocks() == []
+    for row in range(100, n_rows, 512):
+        damaged = make.flip(path, tmp_path / "damaged.h5", start + row * 12, 3)
+        first = row // 512 * 512
+        assert CacheReader(damaged).damaged_blocks() == [("logits/0", first, min(first + 511, n_rows - 1))]
 
 
 def test_verify_does_not_trust_a_damaged_crc_table(make, sealed, tmp_path):
