@@ -1,6 +1,7 @@
 """What stands in the files of caches, runs and disks, to be compared with what should."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ def digest_of(path: Path) -> str:
 
 
 def finals(out: Path) -> list[Path]:
-    """Every file that stands under a final name."""
-    return [path for path in (out, *Workspace(out).segments()) if path.exists()]
+    """Every file that stands under a final name; looks without the lock, so anything may go meanwhile."""
+    segments: list[Path] = []
+    with suppress(FileNotFoundError):  # of the folder itself
+        segments = Workspace(out).segments()
+    return [path for path in (out, *segments) if path.exists()]
 
 
 def identity_of(path: Path) -> tuple[str, int] | None:

@@ -56,6 +56,7 @@ def finish(words: list[str], prepare: Callable[[], object] = lambda: None) -> tu
     process = start(words, write_fd, prepare)
     os.close(write_fd)
     watchdog = threading.Timer(HANG_S, process.kill)
+    watchdog.daemon = True
     watchdog.start()
     with open(read_fd, "rb") as pipe:
         output = pipe.read()
