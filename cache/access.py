@@ -1,17 +1,16 @@
 """Copy rows out of one sealed file, through a memory map or by plain reads, and notice when it changes underneath.
 
-A file that is replaced by rename goes on being read as it was. One that is written over in place is verified from end
-to end before another row of it is handed out, and refused unless it is the same cache. Never parses HDF5
-(`cache.guard` does).
+A file that is replaced by rename goes on being read as it was. One that was touched in any way since its inspection is
+verified from end to end before another row of it is handed out, and refused unless it is the same cache. Never parses
+HDF5 (`cache.guard` does).
 Run: `softlabel cache verify FILE.h5`
 
 Legend: R rows = (sample, view).
 """
 
 import mmap
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import numpy as np
 
 from cache import durable
 from cache.errors import CacheDamaged, CacheError
-from cache.guard import Inspected, inspect
+from cache.guard import Inspected, Stamp, inspect, unreadable_message
 from cache.layout import Spec, is_big, runs
-from cache.verify import sweep
+from cache.verify import Block, sweep
 
 # A file that changes at each of these many looks is being written right now.
 _TRIES = 3
@@ -39,10 +38,10 @@ class RowFile:
         self._map: mmap.mmap | None = None
         self._of_thread = threading.local()
         self._arrays: dict[str, np.ndarray] = {}
+        self._stamp, self._checking = inspected.stamp, threading.Lock()
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
-            self._stamp = self._stamp_now()
-            self._check_seal()
+            self._check_stamp()
         except (CacheDamaged, OSError) as error:
             raise self._explained(error) from error
         if memory_map:
@@ -62,13 +61,21 @@ class RowFile:
         try:
             for _ in range(_TRIES):
                 # A mapped page is there as long as the file is as long; what else changed shows after the copy.
-                if self._map is None or self._map.size() != self._stamp[0]:
+                if self._map is None or self._map.size() != self._stamp.n_bytes:
                     self._check_stamp()
                 values = self._read(name, rows) if self._map is None else self._mapped(name, rows)
-                if self._stamp_now() == self._stamp:
+                if Stamp.of(self._file) == self._stamp:
                     return values
                 self._check_stamp()
-            raise CacheDamaged("it is being written")
+        except (CacheDamaged, OSError) as error:
+            raise self._explained(error) from error
+        raise CacheError(f"{self._path} is being written to at this moment: wait for the end of that, then start anew")
+
+    def damaged_blocks(self, names: Iterable[str] | None) -> list[Block]:
+        """As `cache.verify.sweep`; the tables and headers are looked at again where the file was touched."""
+        try:
+            self._check_stamp()
+            return sweep(self._inspected, self.piece, names)
         except (CacheDamaged, OSError) as error:
             raise self._explained(error) from error
 
@@ -119,31 +126,24 @@ class RowFile:
             )
         return values
 
-    def _stamp_now(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
-
     def _check_stamp(self) -> None:
         """Verify the whole file again if it was touched; CacheDamaged if it is another one by now."""
-        stamp = self._stamp_now()
-        if stamp == self._stamp:
+        if Stamp.of(self._file) == self._stamp:
             return
-        again = inspect(self._file, self._path)
-        same = again.seal == self._inspected.seal and again.extents == self._inspected.extents
-        if not same or sweep(again, self._read_piece):
-            raise CacheDamaged("another cache")
-        self._stamp = stamp
+        with self._checking:  # libhdf5 moves the descriptor's position, which all threads share
+            if Stamp.of(self._file) == self._stamp:
+                return
+            again = inspect(self._file, self._path)
+            same = again.seal == self._inspected.seal and again.extents == self._inspected.extents
+            if not same or sweep(again, self._read_piece):
+                raise CacheDamaged("another cache")
+            self._stamp = again.stamp
 
-    def _explained(self, error: Exception) -> CacheError:
+    def _explained(self, error: CacheDamaged | OSError) -> CacheError:
         if isinstance(error, CacheDamaged):
             return CacheDamaged(changed_message(self._path))
-        reason = error.strerror if isinstance(error, OSError) else error
-        return CacheError(f"cannot read {self._path} ({reason}): is its drive still there?")
-
-    def _check_seal(self) -> None:
-        seal = self.piece(self._inspected.extents["seal"].offset, 32)
-        if self._stamp[0] != self._inspected.file_bytes or bytes(seal) != self._inspected.seal:
-            raise CacheDamaged("another cache")
+        assert isinstance(error, OSError)
+        return CacheError(unreadable_message(self._path, error))
 
 
 def changed_message(path: Path) -> str:

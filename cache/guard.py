@@ -6,6 +6,7 @@ descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info F
 
 import itertools
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,8 +33,33 @@ class Inspected:
     dims: Dims
     extents: dict[str, Extent]
     seal: bytes
-    file_bytes: int
+    stamp: "Stamp"
     small: dict[str, np.ndarray]
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return self.stamp.n_bytes
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Which file this is and when it was last touched: two equal stamps, the same bytes.
+
+    Any write changes the time of the inode, which no program can set back; so do a rename and a new link.
+    """
+
+    n_bytes: int
+    modified_ns: int
+    inode_changed_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, file: FileIO) -> "Stamp":
+        """That of an open file, now."""
+        status = os.fstat(file.fileno())
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 @contextmanager
@@ -42,7 +68,9 @@ def opened(path: Path) -> Iterator[FileIO]:
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
     except FileNotFoundError as error:
-        raise CacheNotFound(f"no cache at {path}: run `softlabel cache build DATA -o {path}`") from error
+        raise CacheNotFound(
+            f"no cache at {path}: is the path right? `softlabel cache build DATA -o {shlex.quote(str(path))}` makes one"
+        ) from error
     except IsADirectoryError as error:
         raise CacheError(f"{path} is a folder, expected a cache file: name the .h5 file itself") from error
     except OSError as error:
@@ -52,7 +80,10 @@ def opened(path: Path) -> Iterator[FileIO]:
 
 
 def inspect(file: FileIO, path: Path) -> Inspected:
-    """Check layout, seal, manifest and order of an open file; every failure is one CacheDamaged naming the path."""
+    """Check layout, seal, manifest and order of an open file.
+
+    Raises CacheDamaged; CacheNewer for a later format; CacheError where the drive fails, which is not the file's fault.
+    """
     try:
         return _inspect(file)
     except CacheNewer as error:
@@ -62,6 +93,13 @@ def inspect(file: FileIO, path: Path) -> Inspected:
             f"{path} is not a sound cache: {printable(str(error))}. Pull or copy it again, or rebuild it with "
             f"`softlabel cache build DATA -o OTHER.h5`"
         ) from error
+    except OSError as error:
+        raise CacheError(unreadable_message(path, error)) from error
+
+
+def unreadable_message(path: Path, error: OSError) -> str:
+    """Why a file could not be read, where that is not its own fault."""
+    return f"cannot read {path} ({error.strerror or error}): is its drive still there?"
 
 
 def read_object(file: FileIO, extent: Extent) -> np.ndarray:
@@ -74,10 +112,10 @@ def read_object(file: FileIO, extent: Extent) -> np.ndarray:
 
 
 def _inspect(file: FileIO) -> Inspected:
+    stamp = Stamp.of(file)  # before anything is read: what is written from now on shows
     extents = _extents(file)
     specs = {name: extent.spec for name, extent in extents.items()}
-    file_bytes = os.fstat(file.fileno()).st_size
-    _check_bounds(extents, file_bytes)
+    _check_bounds(extents, stamp.n_bytes)
     try:
         dims = Dims.of(specs)
         _check_specs(specs, dims.specs())
@@ -92,7 +130,7 @@ def _inspect(file: FileIO) -> Inspected:
     manifest = Manifest.from_bytes(small.pop("manifest").tobytes())
     _check_manifest(manifest, dims)
     check_order(small["samples/key"], small["samples/first_row"], small["rows/view"], CacheDamaged)
-    return Inspected(manifest, dims, extents, seal, file_bytes, small)
+    return Inspected(manifest, dims, extents, seal, stamp, small)
 
 
 def _extents(file: FileIO) -> dict[str, Extent]:
@@ -105,7 +143,8 @@ def _extents(file: FileIO) -> dict[str, Extent]:
             return found
     # h5py answers damaged metadata with any of these, by where it meets it.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        if isinstance(error, CacheDamaged):
+        # An errno is the drive's; libhdf5's own complaints have none.
+        if isinstance(error, CacheDamaged) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise CacheDamaged(f"HDF5 cannot read it ({error})") from error
 

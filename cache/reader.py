@@ -24,7 +24,7 @@ from cache.errors import CacheDamaged, CacheError, CacheMismatch, RowAbsent
 from cache.guard import Inspected, inspect, opened
 from cache.layout import KEY_BYTES, Dims, Table, is_big, sortable
 from cache.manifest import Manifest
-from cache.verify import Block, refuse_damaged, sweep
+from cache.verify import Block, refuse_damaged
 
 Rows = int | slice | range | Sequence[int] | np.ndarray
 
@@ -103,7 +103,8 @@ class CacheReader:
 
     @cached_property
     def content_id(self) -> str:
-        """Which answer: every bit of every row, hex; reads the whole file."""
+        """Which answer: every bit of every row, hex; reads the whole file. CacheDamaged where it does not verify."""
+        self.verify_objects(filter(is_big, self._inspected.extents))
         small = self._inspected.small
         rows: dict[str, tuple[np.dtype, tuple[int, ...], Iterable[bytes | memoryview]]] = {}
         for name, (spec, _) in self._inspected.extents.items():
@@ -111,7 +112,9 @@ class CacheReader:
                 rows[name] = (*spec, [small[name].tobytes()])
             elif is_big(name):
                 rows[name] = (*spec, self._rows_file.chunks(name))
-        return ids.content_id(rows)
+        found = ids.content_id(rows)
+        self._rows_file.damaged_blocks(())  # nothing was written over what was read
+        return found
 
     @property
     def keys(self) -> np.ndarray:
@@ -165,8 +168,8 @@ class CacheReader:
         if index < 0:
             shown = sample.hex() if isinstance(sample, bytes) else sample
             raise RowAbsent(
-                f"{self.path} has no {shown}: neither an image file with these bytes nor a stored name; "
-                f"`softlabel cache build` adds images"
+                f"{self.path} has no {shown}: neither an image file with these bytes nor, where no such file stands, "
+                f"a stored name; `softlabel cache build` adds images"
             )
         rows = self.rows_of(index)
         return CachedSample(
@@ -263,7 +266,7 @@ class CacheReader:
 
     def damaged_blocks(self, names: Iterable[str] | None = None) -> list[Block]:
         """(object, first entry, last entry) of each damaged block, of all objects or some big ones; [] when sound."""
-        return sweep(self._inspected, self._rows_file.piece, names)
+        return self._rows_file.damaged_blocks(names)
 
     def close(self) -> None:
         """Let go of the file; a later row method opens it again."""
@@ -304,17 +307,25 @@ class CacheReader:
     def _sample_index(self, sample: str | Path | bytes) -> int:
         """-1 where the cache does not have it."""
         if isinstance(sample, bytes):
-            return int(self.find([sample])[0])
+            return int(self.find([sample])[0]) if len(sample) == KEY_BYTES else -1
         if os.path.isfile(sample):
             try:
                 return int(self.find([hashlib.blake2b(Path(sample).read_bytes(), digest_size=KEY_BYTES).digest()])[0])
             except OSError as error:
                 raise CacheError(f"cannot read the image {sample} ({error.strerror})") from error
-        return self._index_of_name.get(Path(sample).as_posix(), -1)
+        indices = self._indices_of_name.get(Path(sample).as_posix(), [-1])
+        if len(indices) > 1:  # an image was replaced between two builds, or two teammates' folders were merged
+            raise CacheMismatch(
+                f"{len(indices)} images in {self.path} were called {sample}: ask with the image file or its key"
+            )
+        return indices[0]
 
     @cached_property
-    def _index_of_name(self) -> dict[str, int]:
-        return {Path(name).as_posix(): index for index, name in enumerate(self.names or [])}
+    def _indices_of_name(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names or []):
+            found.setdefault(Path(name).as_posix(), []).append(index)
+        return found
 
     @cached_property
     def _logits_of_task(self) -> dict[str, str]:
@@ -334,7 +345,7 @@ class CacheReader:
         return (self.sample_of_row << 16) | self.view.astype(np.int64)
 
     def _rows(self, rows: Rows) -> slice | np.ndarray:
-        """Row numbers that are in range, never counted from the end: -1 means absent, not last."""
+        """Row numbers that are in range; only those of a slice count from the end: else -1 means absent, not last."""
         if isinstance(rows, slice):
             start, stop, step = rows.indices(self.n_rows)
             return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)

@@ -1,14 +1,17 @@
+import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache import CacheReader, access
+from cache import CacheReader, access, guard
 from cache.errors import CacheDamaged, CacheError
 
 READ_IN_WORKERS = Path(__file__).with_name("read_in_workers.py")
@@ -75,6 +78,60 @@ def test_a_file_that_is_written_over_in_place_is_refused_and_never_mixed(make, p
             reader.logits([0])
 
 
+@pytest.mark.parametrize("memory_map", WAYS)
+def test_a_file_that_is_being_written_over_before_the_first_row_is_refused(make, path, tmp_path, memory_map):
+    reader = CacheReader(path, memory_map=memory_map)
+    other = make.write(tmp_path / "n.h5", nudged(make.table())).read_bytes()
+    with path.open("r+b") as file:  # as `rsync --inplace` does it, and it has not come to the seal
+        file.write(other[: make.offsets(path)["seal"][0]])
+    with pytest.raises(CacheDamaged, match="written over"):
+        reader.logits([0])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the time of the last change of an inode")
+@pytest.mark.parametrize("memory_map", WAYS)
+def test_a_file_that_is_written_over_and_given_its_old_times_is_refused(make, path, tmp_path, memory_map):
+    reader = CacheReader(path, memory_map=memory_map)
+    reader.logits([0])
+    before = path.stat()
+    path.write_bytes(make.write(tmp_path / "n.h5", nudged(make.table())).read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CacheDamaged, match="written over"):
+        reader.logits([0])
+
+
+@pytest.mark.parametrize("memory_map", WAYS)
+def test_threads_read_on_beside_one_that_looks_again(make, path, memory_map, monkeypatch):
+    reader, inspections = CacheReader(path, memory_map=memory_map), []
+    reader.logits([0])
+    inspect = access.inspect
+
+    def slow(file, its_path):
+        inspections.append(its_path)
+        time.sleep(0.05)
+        return inspect(file, its_path)
+
+    monkeypatch.setattr(access, "inspect", slow)
+    os.utime(path)
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(reader.logits, [slice(None)] * 8))
+    assert all(np.array_equal(one, make.table().logits["class"]) for one in rows)
+    assert len(inspections) == 1
+
+
+def test_a_file_that_is_touched_all_the_time_is_told_as_such(path, monkeypatch):
+    reader = CacheReader(path)
+    copy = access.RowFile._mapped
+
+    def copied_beside_a_toucher(self, name, rows):
+        os.utime(path)
+        return copy(self, name, rows)
+
+    monkeypatch.setattr(access.RowFile, "_mapped", copied_beside_a_toucher)
+    with pytest.raises(CacheError, match="is being written to at this moment"):
+        reader.logits([0])
+
+
 def nudged(table):
     table.logits["class"][:] += 1
     return table
@@ -126,8 +183,20 @@ def test_a_drive_that_goes_away_is_told(path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", gone)
-    with pytest.raises(CacheError, match=r"cannot read .*t\.h5 \(Input/output error\)"):
-        reader.logits([0])
+    for read in (lambda: reader.logits([0]), reader.verify, lambda: CacheReader(path)):
+        with pytest.raises(CacheError, match=r"cannot read .*t\.h5 \(Input/output error\)") as caught:
+            read()
+        assert not isinstance(caught.value, CacheDamaged), "which would set a sound segment aside"
+
+
+def test_a_drive_that_fails_while_libhdf5_reads_is_no_damage(path):
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with Failing(path, "rb") as file, pytest.raises(CacheError, match="Input/output error") as caught:
+        guard.inspect(file, path)
+    assert not isinstance(caught.value, CacheDamaged)
 
 
 # Reads rows for as long as it is let; every answer must be the old one, or one clear error and no signal.

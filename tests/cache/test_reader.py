@@ -195,6 +195,18 @@ def test_reader_refuses_to_map_a_file_that_was_cut_after_opening(sealed, tmp_pat
         reader.logits([0])
 
 
+def test_a_name_that_two_images_had_is_no_answer(make, tmp_path):
+    table = make.table()
+    table.names[1] = table.names[0]
+    cache = CacheReader(make.write(tmp_path / "t.h5", table))
+    for ask in (cache.__getitem__, cache.__contains__):
+        with pytest.raises(CacheMismatch, match=r"2 images in .* ask with the image file or its key"):
+            ask(table.names[0])
+    assert cache[table.names[2]].key == bytes(table.key[2])
+    assert cache[bytes(table.key[1])].name == table.names[0]
+    assert b"too short" not in cache
+
+
 def test_a_sample_is_found_by_key_by_image_and_by_stored_name(make, tmp_path):
     image = tmp_path / "renamed.jpg"
     image.write_bytes(b"bytes of an image")

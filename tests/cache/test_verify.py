@@ -55,6 +55,21 @@ def test_verify_does_not_trust_a_damaged_crc_table(make, sealed, tmp_path):
         CacheReader(flipped).damaged_blocks()
 
 
+def test_verify_looks_again_at_the_tables_of_a_file_that_was_written_to(make, sealed, tmp_path):
+    path = tmp_path / "t.h5"
+    path.write_bytes(sealed.read_bytes())
+    reader = CacheReader(path)
+    make.flip(path, path, make.offsets(path)["samples/key"][0], 0)
+    with pytest.raises(CacheDamaged, match="written over"):
+        reader.verify()
+
+
+def test_damaged_rows_have_no_content_id(make, sealed, tmp_path):
+    damaged = make.flip(sealed, tmp_path / "t.h5", make.offsets(sealed)["logits/0"][0], 0)
+    with pytest.raises(CacheDamaged, match=r"logits/0 rows 0-"):
+        _ = CacheReader(damaged).content_id
+
+
 def test_verify_says_that_a_file_is_missing(tmp_path):
     with pytest.raises(CacheNotFound):
         CacheReader(tmp_path / "none.h5").verify()
