@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -25,25 +26,7 @@ MAX_OBJECTS = 10_000
 MAX_GROUP_DEPTH = 3
 
 
-@dataclass(frozen=True, eq=False)
-class Inspected:
-    """A file that passed: its manifest, where everything lies, its seal, and the small tables in memory."""
-
-    manifest: Manifest
-    dims: Dims
-    extents: dict[str, Extent]
-    seal: bytes
-    stamp: "Stamp"
-    small: dict[str, np.ndarray]
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the file."""
-        return self.stamp.n_bytes
-
-
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """Which file this is and when it was last touched: two equal stamps, the same bytes.
 
     Any write changes the time of the inode, which no program can set back; so do a rename and a new link.
@@ -60,6 +43,23 @@ class Stamp:
         """That of an open file, now."""
         status = os.fstat(file.fileno())
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A file that passed: its manifest, where everything lies, its seal, and the small tables in memory."""
+
+    manifest: Manifest
+    dims: Dims
+    extents: dict[str, Extent]
+    seal: bytes
+    stamp: Stamp
+    small: dict[str, np.ndarray]
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return self.stamp.n_bytes
 
 
 @contextmanager
