@@ -19,9 +19,9 @@ from cache import durable
 from cache.errors import CacheDamaged, CacheMismatch
 from cache.fill import NewFile, put_names
 from cache.layout import KEY_BYTES, Dims, encode_name, is_big, sortable
-from cache.manifest import Manifest, differences
+from cache.manifest import SKIPPED, Manifest, differences
 from cache.reader import CacheReader
-from cache.workspace import SEGMENT_SUFFIX, Workspace
+from cache.workspace import SEGMENT_SUFFIX, Workspace, visible
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,13 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> CacheReader:
     makes the same `out`, and CacheMismatch for other recipes, and for rows in two sources that differ beyond the
     precision's tolerance.
     """
-    out, paths = Path(out), _files(map(Path, sources))
+    workspace, paths = Workspace(Path(out)), _files(map(Path, sources))
+    out = workspace.out
     if not paths:
         raise CacheMismatch(f"nothing to merge into {out}: name one cache or more")
     if out.exists():
         raise CacheMismatch(f"{out} exists already: choose another -o, or remove it first")
-    with Workspace(out) as workspace:
+    with workspace:
         merge_locked(paths, out, workspace.folder, {"merged_from": len(paths)}, replace=False)
     return CacheReader(out)
 
@@ -77,12 +78,16 @@ def merge_locked(
 ) -> None:
     """The same for the holder of the lock of `out`, which with `replace` exists and is one of the sources.
 
-    `temp_folder` (same disk) takes the unfinished file, `provenance` replaces fields of the first source's.
+    `temp_folder` (same disk) takes the unfinished file, `provenance` replaces fields of the sources'.
     """
     surveys = [_survey(path) for path in paths]
     _check_recipes(surveys)
     plan = _plan(surveys)
-    manifest = Manifest(surveys[0].manifest.identity, {**surveys[0].manifest.provenance, **provenance})
+    manifest = Manifest(surveys[0].manifest.identity, {**_provenance(surveys, plan), **provenance})
+    replaced = next(survey.seal for survey in surveys if survey.path == out) if replace else None
+    nameless = [survey.path for survey in surveys if survey.names is None]
+    if 0 < len(nameless) < len(surveys):
+        log.warning("%s stores no names: %s has none, and they are for all samples or for none", out, nameless[0])
     temp = durable.temp_name(out, temp_folder)
     try:
         with NewFile(temp, _dims(plan, surveys[0].dims, manifest).specs()) as new:
@@ -92,7 +97,7 @@ def merge_locked(
             new.seal(manifest)
         with CacheReader(temp, memory_map=False) as written:
             written.verify()
-        _publish(temp, out, replace)
+        _publish(temp, out, replaced)
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
@@ -109,7 +114,7 @@ def _files(sources: Iterable[Path]) -> list[Path]:
     """Each file once, in the order of the sources; in a folder by name."""
     found: dict[Path, Path] = {}
     for source in sources:
-        inside = sorted(source.glob("*" + SEGMENT_SUFFIX)) if source.is_dir() else [source]
+        inside = visible(source, SEGMENT_SUFFIX) if source.is_dir() else [source]
         if not inside:
             raise CacheMismatch(f"{source} is a folder without caches: expected files named *{SEGMENT_SUFFIX} in it")
         for path in inside:
@@ -173,6 +178,19 @@ def _names(surveys: list[_Survey], key: np.ndarray) -> list[str] | None:
     return [found[bytes(one)] for one in key]
 
 
+def _provenance(surveys: list[_Survey], plan: _Plan) -> dict[str, Any]:
+    """The first source's, with the skipped samples of all sources that none of them has rows of."""
+    provenance = {name: value for name, value in surveys[0].manifest.provenance.items() if name != SKIPPED}
+    reasons: dict[str, str] = {}
+    for survey in surveys:
+        reasons = survey.manifest.skipped | reasons
+    if reasons:
+        for key in plan.key:
+            reasons.pop(bytes(key).hex(), None)
+    listed = [{"key": key, "reason": reason} for key, reason in sorted(reasons.items())]
+    return provenance | ({SKIPPED: listed} if listed else {})
+
+
 def _dims(plan: _Plan, like: Dims, manifest: Manifest) -> Dims:
     return Dims(
         manifest_bytes=len(manifest.to_bytes()),
@@ -234,9 +252,14 @@ def _compare(new: NewFile, name: str, values: np.ndarray, targets: np.ndarray, s
         )
 
 
-def _publish(temp: Path, out: Path, replace: bool) -> None:
+def _publish(temp: Path, out: Path, replaced: bytes | None) -> None:
+    """Give the file its name: a new one, or that of the cache with the seal `replaced`, and of no other."""
     with durable.disk_errors(out, 4096):
-        if replace:
+        if replaced is not None:
+            if CacheReader(out, memory_map=False).seal != replaced:
+                raise CacheMismatch(
+                    f"{out} was replaced during the merge and was left alone: run the same command again"
+                )
             durable.publish_replace(temp, out)
         elif not durable.publish_new(temp, out):
             raise CacheMismatch(f"{out} appeared during the merge and was left alone: choose another -o")

@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 
 TEMP_SUFFIX = ".tmp"
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES)
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+# macOS has two numbers for "not supported"; Windows' "incorrect function" arrives as EINVAL.
+_NO_SUPPORT = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+_NO_LINKS = (*_NO_SUPPORT, errno.EPERM, errno.EMLINK, errno.EACCES)
+_NO_LOCKS = (*_NO_SUPPORT, errno.ENOLCK)
 _BLOCK_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
 # Windows locks byte ranges and forbids reading them: lock one far behind the text.
@@ -97,6 +99,15 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, and bring its name to the disk."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return
+    fsync_folder(folder.parent)
 
 
 def read_exactly(file: FileIO, buffer: memoryview, offset: int) -> None:
@@ -190,7 +201,7 @@ class Lock:
         for _ in range(_LOCK_TRIES):
             with disk_errors(path, 4096):
                 try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(path.parent)
                     fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
                 except FileNotFoundError:
                     continue  # the last holder removed the folder between our two calls

@@ -5,6 +5,8 @@ the next holder sweeps its temporary files. Run: `softlabel cache build DATA -o 
 """
 
 import logging
+import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +23,14 @@ LOCK_NAME = "lock"
 
 
 class Workspace:
-    """The one holder of an output's folder between `enter` and `leave`, also as a context; CacheBusy names another."""
+    """The one holder of an output's folder between `enter` and `leave`, also as a context; CacheBusy names another.
+
+    A symbolic link stands for the file that it leads to: `out` is that file, and the folder is beside it.
+    """
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        self.folder = out.with_name(out.name + ".parts")
+        self.out = Path(os.path.realpath(out)) if os.path.islink(out) else out
+        self.folder = self.out.parent / (self.out.name + ".parts")
         self.plan = self.folder / PLAN_NAME
         self._lock: durable.Lock | None = None
 
@@ -39,29 +44,36 @@ class Workspace:
         if not self.out.parent.is_dir():
             raise CacheMismatch(f"{self.out.parent} is not a folder: make it first, or choose another -o")
         self._lock = durable.Lock.acquire(self.folder / LOCK_NAME)
-        for temp in self.folder.glob("*" + durable.TEMP_SUFFIX):
-            durable.remove(temp)
+        try:
+            _remove(self._unfinished())
+        except BaseException:
+            self._release()
+            raise
 
     def leave(self) -> None:
-        """Release the lock; a folder without anything to resume from goes."""
+        """Release the lock; a folder without segments goes, or what is ours in it."""
         if self._lock is not None:
             if not self.has_work():
                 with suppress(CacheError, OSError):
-                    self._remove()
+                    self.clear([])
             self._release()
 
-    def clear(self) -> None:
-        """Remove everything that is ours, the lock and the folder last, and leave."""
-        self._remove()
-        self._release()
+    def clear(self, merged: Iterable[Path]) -> None:
+        """Remove these files and all unfinished ones, then the plan, the lock and, if it is empty now, the folder."""
+        _remove([*merged, *self._unfinished(), self.plan])
+        self._dissolve()
 
     def segments(self) -> list[Path]:
         """The sealed segments, by name."""
-        return sorted(self.folder.glob("*" + SEGMENT_SUFFIX))
+        return visible(self.folder, SEGMENT_SUFFIX)
+
+    def damaged(self) -> list[Path]:
+        """The segments that were set aside, by name."""
+        return visible(self.folder, DAMAGED_SUFFIX)
 
     def has_work(self) -> bool:
-        """Whether an earlier run left rows here, sound or damaged."""
-        return bool(self.segments() or list(self.folder.glob("*" + DAMAGED_SUFFIX)))
+        """Whether an earlier run left segments to go on from; damaged ones are none."""
+        return bool(self.segments())
 
     def set_aside(self, segment: Path) -> str:
         """Rename a damaged segment, out of the way and not lost; its new name."""
@@ -78,18 +90,50 @@ class Workspace:
     ) -> None:
         self.leave()
 
-    def _remove(self) -> None:
-        temps, damaged = (self.folder.glob("*" + suffix) for suffix in (durable.TEMP_SUFFIX, DAMAGED_SUFFIX))
-        for path in [*self.segments(), *temps, *damaged, self.plan, self.folder / LOCK_NAME]:
-            with suppress(FileNotFoundError):
-                durable.remove(path)
+    def _unfinished(self) -> list[Path]:
+        return list(self.folder.glob("*" + durable.TEMP_SUFFIX))
+
+    def _dissolve(self) -> None:
+        """Remove lock file and folder, then release the lock: in between, nobody can take a lock that is removed."""
+        try:
+            _remove([self.folder / LOCK_NAME])
+        except CacheError:  # Windows removes no open file: ours only once it is closed, and nobody's that holds it then
+            self._release()
+            with suppress(CacheError):
+                _remove([self.folder / LOCK_NAME])
         try:
             self.folder.rmdir()
+        except OSError:  # NFS keeps a removed file under another name until it is closed
+            self._release()
+            self._remove_folder()
+        self._release()
+
+    def _remove_folder(self) -> None:
+        # The lock may be another's by now, but no folder with a lock file in it can be removed.
+        try:
+            self.folder.rmdir()
+        except FileNotFoundError:
+            return
         except OSError as error:
-            log.info("%s stays: %s", self.folder, error.strerror)
+            names = sorted(path.name for path in self.folder.glob("*"))
+            log.info("%s stays: %s (%s)", self.folder, error.strerror, ", ".join(names[:3]))
 
     def _release(self) -> None:
-        # After the folder is gone another holder may already own a new one of that name: touch nothing from here on.
         if self._lock is not None:
             self._lock.release()
         self._lock = None
+
+
+def visible(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder with this suffix, by name; without hidden ones, which a Mac lays beside each of its own."""
+    return sorted(path for path in folder.glob("*" + suffix) if not path.name.startswith("."))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            durable.remove(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CacheError(f"cannot remove {path}: {error.strerror}") from error

@@ -21,10 +21,10 @@ import numpy as np
 
 from cache import durable
 from cache.combine import merge_locked
-from cache.errors import CacheDamaged, CacheMismatch, ManifestError
+from cache.errors import CacheDamaged, CacheError, CacheMismatch, CacheNewer, ManifestError
 from cache.fill import write_table
 from cache.layout import Table
-from cache.manifest import Manifest, differences, parse_strict, plain_object
+from cache.manifest import FORMAT, Manifest, check_format, differences, parse_strict, plain_object
 from cache.reader import CacheReader
 from cache.rows import FeatureShapes, Pair, RowBuffer, checked_rows
 from cache.workspace import SEGMENT_SUFFIX, Workspace
@@ -50,13 +50,14 @@ class SegmentedWriter:
     ) -> None:
         if segment_rows < 1 or not segment_s >= 0:
             raise CacheMismatch(f"segment_rows is {segment_rows}, segment_s {segment_s}: expected >= 1 and >= 0")
-        self.out, self.manifest = Path(out), manifest
-        self._workspace = Workspace(self.out)
+        self._workspace = Workspace(Path(out))
+        self.out, self.manifest = self._workspace.out, manifest
         self.segment_rows, self.segment_s = segment_rows, segment_s
         self._setting = plain_object(dict(compute_setting), "compute_setting", floats=True)
         self._buffer = RowBuffer()
         self._done: set[Pair] = set()
         self._in_out: set[Pair] = set()
+        self._segments: set[Path] = set()
         self._features: FeatureShapes | None = None
         self._last_seal_s = time.monotonic()
 
@@ -142,6 +143,7 @@ class SegmentedWriter:
             finally:
                 with suppress(OSError):
                     temp.unlink(missing_ok=True)
+            self._segments.add(final)
             self._done.update(self._buffer.pairs)
             self._buffer = RowBuffer()
         self._last_seal_s = time.monotonic()
@@ -150,6 +152,8 @@ class SegmentedWriter:
         """Seal, merge `out` and all parts into `out`, verify it, remove the parts and their folder, and open `out`.
 
         `provenance` replaces these fields of the manifest's; an `out` that would gain neither rows nor fields stays.
+        A part is removed if all that is `done` stands in `out`, a damaged one if its own rows do; segments that others
+        put there meanwhile are neither merged nor removed.
         """
         self.seal()
         if not self._done:
@@ -158,11 +162,40 @@ class SegmentedWriter:
             raise CacheMismatch(f"{self.out} vanished during the build; its parts are kept: run the same command again")
         fields = plain_object(dict(provenance or {}), "provenance", floats=True)
         if self._done != self._in_out or not self._out_says(fields):
-            sources = [self.out] if self.out.exists() else []
-            merge_locked([*sources, *self._workspace.segments()], self.out, self.parts, fields, replace=bool(sources))
+            old = [self.out] if self.out.exists() else []
+            parts = [part for part in sorted(self._segments) if part.exists()]
+            if not old + parts:
+                raise self._vanished(len(self._done))
+            merge_locked([*old, *parts], self.out, self.parts, fields, replace=bool(old))
         reader = CacheReader(self.out)
-        self._workspace.clear()
+        if n_missing := len(self._done) - self._count_done(reader):
+            raise self._vanished(n_missing)
+        replaced = [aside for aside in self._workspace.damaged() if self._is_replaced(aside, reader)]
+        self._workspace.clear([*sorted(self._segments), *replaced])
         return reader
+
+    def _vanished(self, n_rows: int) -> CacheMismatch:
+        return CacheMismatch(
+            f"{n_rows:,} rows that were sealed vanished during the build of {self.out}; "
+            f"the parts that are left are kept: run the same command again"
+        )
+
+    def _count_done(self, reader: CacheReader) -> int:
+        """How many rows of `done` a cache has; one by one, as a second set of all would double the memory."""
+        return sum((key, view) in self._done for at, key in enumerate(reader) for view in reader.views_of(at).tolist())
+
+    def _is_replaced(self, aside: Path, out: CacheReader) -> bool:
+        """Whether every row of a damaged segment stands in `out`; if not, or if nobody can tell, a warning says so."""
+        try:
+            damaged = CacheReader(aside, memory_map=False)
+        except CacheError:
+            log.warning("%s stays: it is too damaged to tell which rows it held; remove it if you miss none", aside)
+            return False
+        rows = out.row(out.find(damaged.keys)[damaged.sample_of_row], damaged.view)
+        n_missing = int((rows < 0).sum()) if damaged.recipe_id == out.recipe_id else damaged.n_rows
+        if n_missing:
+            log.warning("%s stays: %d of its %d rows are not in %s", aside, n_missing, damaged.n_rows, out.path)
+        return not n_missing
 
     def _out_says(self, fields: Mapping[str, Any]) -> bool:
         return fields.items() <= CacheReader(self.out).manifest.provenance.items()
@@ -188,22 +221,38 @@ class SegmentedWriter:
 
     def _take_up_plan(self) -> None:
         """Read the plan of an earlier run, whose compute setting wins if it left any rows, or write this one's."""
-        path = self._workspace.plan
-        if path.exists() and self._workspace.has_work():
+        stored = self._stored_plan() if self._workspace.has_work() else None
+        if stored is not None:
+            identity, setting = stored
             remedy = f"choose another -o, or delete the folder {self.parts} to start over"
-            try:
-                plan = parse_strict(path.read_bytes())
-                identity, setting = dict(plan["identity"]), dict(plan["compute_setting"])
-            except (ManifestError, OSError, KeyError, TypeError, ValueError) as error:
-                raise CacheDamaged(f"{path} is no plan of a cache build ({error}): {remedy}") from error
             self._check_recipe(identity, self.parts, remedy)
             if found := differences(setting, self._setting):
                 log.warning("%s keeps the compute setting of its parts: %s", self.parts, "; ".join(found))
             self._setting = setting
         else:
             ours = {"recipe_id": self.manifest.recipe_id, "identity": self.manifest.identity}
-            plan = {"format": 1, **ours, "compute_setting": self._setting}
-            durable.write_atomic(path, json.dumps(plan, sort_keys=True, allow_nan=False).encode())
+            plan = {"format": FORMAT, **ours, "compute_setting": self._setting}
+            content = json.dumps(plan, sort_keys=True, allow_nan=False).encode()
+            durable.write_atomic(self._workspace.plan, content)
+
+    def _stored_plan(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Identity and compute setting of an earlier run; None without a sound plan, which the segments can spare."""
+        path = self._workspace.plan
+        try:
+            plan = parse_strict(path.read_bytes())
+            check_format(plan)
+            if [plan["format"], plan["recipe_id"]] != [FORMAT, Manifest(plan["identity"], {}).recipe_id]:
+                raise ManifestError("its recipe_id is not that of its identity")
+            return plan["identity"], dict(plan["compute_setting"])
+        except FileNotFoundError:
+            return None
+        except CacheNewer as error:
+            raise CacheNewer(f"cannot read {path}: {error}") from error
+        except OSError as error:
+            raise CacheError(f"cannot read {path}: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s is damaged (%s) and is written anew, with the compute setting of this run", path, error)
+            return None
 
     def _take_up_rows(self) -> None:
         """Collect what is done, one verified file at a time; a damaged part is set aside, a damaged `out` refused."""
@@ -213,9 +262,12 @@ class SegmentedWriter:
         for part in self._workspace.segments():
             try:
                 self._done |= self._pairs_of(part, f"remove it, or delete the folder {self.parts} to start over")
+                self._segments.add(part)
             except CacheDamaged as error:
                 aside = self._workspace.set_aside(part)
-                log.warning("%s; renamed to %s, its rows will be computed again", error, aside)
+                log.warning(
+                    "%s; renamed to %s, its rows will be computed again where DATA still has them", error, aside
+                )
 
     def _pairs_of(self, path: Path, remedy: str) -> set[Pair]:
         with CacheReader(path, memory_map=False) as reader:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from data.errors import BadImage
+from data.errors import BadImage, UnreadableImage
 
 # Part of every cache's identity: raise it when any input decodes to other pixels than before.
 DECODER_VERSION = 1
@@ -72,13 +72,13 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The decoded image of one file; the errors of `decode`, and BadImage where the file cannot be read."""
+    """The decoded image of one file; the errors of `decode`, and UnreadableImage where the file cannot be read."""
     return decode(read_bytes(path), str(path))
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The file's bytes; BadImage where it cannot be read."""
+    """The file's bytes; UnreadableImage where the system does not give them."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror or error})", path) from error
+        raise UnreadableImage(f"cannot be read ({error.strerror or error})", path) from error

@@ -21,6 +21,10 @@ class BadImage(DataError, ValueError):
         self.reason = reason
 
 
+class UnreadableImage(BadImage):
+    """A file whose bytes could not be had as they were hashed; this says nothing about the image in it."""
+
+
 class BadSamples(DataError, ValueError):
     """Samples that contradict each other: leaks, conflicting labels, unknown names."""
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.decode import decode, read_bytes
-from data.errors import BadImage
+from data.errors import BadImage, UnreadableImage
 from data.samples import Sample, content_key
 from data.views import ViewPolicy, draw, render, witness
 
@@ -44,21 +44,25 @@ class SampleViews:
     witness: NDArray[np.uint8]
     """Quadrant means, uint8 [V, 12]."""
     error: str = ""
-    """Why the file is no image, without its path."""
+    """Why the file is no image or could not be read, without its path."""
+    unreadable: bool = False
+    """Whether the error is about reading the file, not about the image in it."""
 
 
 def read_sample(sample: Sample) -> Tensor:
-    """The decoded image of a sample, uint8 [3, H, W]; BadImage if the file changed since it was hashed."""
+    """The decoded image of a sample, uint8 [3, H, W]; UnreadableImage if the file is gone or not the one hashed."""
     encoded = read_bytes(sample.path)
     if content_key(encoded) != sample.key:
-        raise BadImage("the file changed while it was in use", sample.path)
+        raise UnreadableImage("the file changed while it was in use", sample.path)
     return decode(encoded, sample.path)
 
 
 def is_decodable(sample: Sample) -> bool:
-    """Whether `read_sample` gives an image; decodes it."""
+    """Whether the file holds an image; decodes it. UnreadableImage where the file cannot be read."""
     try:
         read_sample(sample)
+    except UnreadableImage:
+        raise
     except BadImage:
         return False
     return True
@@ -83,8 +87,9 @@ class TeacherViews(Dataset[SampleViews]):
         except BadImage as error:
             nothing = torch.empty(0, 3, self._size_px, self._size_px, dtype=torch.uint8)
             return SampleViews(
-                sample, np.array(views, np.uint16), params, nothing, np.empty((0, 12), np.uint8), error.reason
-            )
+                sample, np.array(views, np.uint16), params, nothing, np.empty((0, 12), np.uint8),
+                error.reason, isinstance(error, UnreadableImage),
+            )  # fmt: skip
         pixels = torch.stack([render(image, row, self._size_px, self._policy.geometry) for row in params])
         witnesses = np.stack([witness(view) for view in pixels])
         return SampleViews(sample, np.array(views, np.uint16), params, pixels, witnesses)

@@ -15,4 +15,4 @@ class ScanOptions:
     allow_duplicates: bool = False
     """Accept the same bytes under two labels or in two splits."""
     skip_bad_images: bool = False
-    """Leave out files that cannot be read, with a notice, instead of stopping."""
+    """Leave out files that are empty or no whole image, with a notice, instead of stopping."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.decode import IMAGE_SUFFIXES, read_bytes
-from data.errors import BadImage, BadSamples, DataNotFound, bullet_list
+from data.errors import BadImage, BadSamples, DataNotFound, UnreadableImage, bullet_list
 from data.options import ScanOptions
 from data.splits import SPLITS, load_or_make
 
@@ -73,7 +73,8 @@ def content_key(encoded: bytes) -> bytes:
 def scan_folder(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleSet:
     """Find, hash and label every image below `root`.
 
-    Raises DataNotFound, BadImage (files that cannot be read, all listed) or BadSamples (duplicates, all listed).
+    Raises DataNotFound, UnreadableImage (files that cannot be read, all listed), BadImage (empty ones) or BadSamples
+    (duplicates, all listed).
     """
     root = Path(root)
     files = _list_images(root)
@@ -122,7 +123,13 @@ def _list_images(root: Path) -> list[tuple[Path, str, str]]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folders if not _is_of_a_build(path))
+
+
+def _is_of_a_build(folder: Path) -> bool:
+    """Whether it is the `OUT.parts` of a cache that is being made among the images (docs/format.md)."""
+    return folder.suffix == ".parts" and any((folder / name).exists() for name in ("plan.json", "lock"))
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -131,29 +138,35 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _hash_files(paths: list[Path], skip_bad: bool) -> list[bytes | None]:
-    """The key of each file; None, with a notice, where `skip_bad` leaves it out."""
-    bad: list[str] = []
+    """The key of each file; None, with a notice, of an empty one that `skip_bad` leaves out."""
+    unreadable: list[str] = []
+    empty: list[str] = []
 
     def hash_one(path: Path) -> bytes | None:
         try:
             encoded = read_bytes(path)
-        except BadImage as error:
-            bad.append(str(error))
+        except UnreadableImage as error:
+            unreadable.append(str(error))
             return None
         if not encoded:
-            bad.append(f"{path}: the file is empty")
+            empty.append(f"{path}: the file is empty")
             return None
         return content_key(encoded)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         keys = list(pool.map(hash_one, paths))
-    if bad and not skip_bad:
-        raise BadImage(
-            f"{len(bad):,} of {len(paths):,} images cannot be read; remove or replace them, or pass "
-            f"--skip-bad-images:\n{bullet_list(sorted(bad))}"
+    if unreadable:
+        raise UnreadableImage(
+            f"{len(unreadable):,} of {len(paths):,} images cannot be read; repeat the same command when they can be "
+            f"read, or remove them:\n{bullet_list(sorted(unreadable))}"
         )
-    if bad:
-        log.info("%s images cannot be read and are left out:\n%s", f"{len(bad):,}", bullet_list(sorted(bad)))
+    if empty and not skip_bad:
+        raise BadImage(
+            f"{len(empty):,} of {len(paths):,} images cannot be read; remove or replace them, or pass "
+            f"--skip-bad-images:\n{bullet_list(sorted(empty))}"
+        )
+    if empty:
+        log.info("%s images cannot be read and are left out:\n%s", f"{len(empty):,}", bullet_list(sorted(empty)))
     return keys
 
 

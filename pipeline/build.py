@@ -22,14 +22,16 @@ from tqdm import tqdm
 
 from cache import CacheReader, Manifest, SegmentedWriter
 from cache.layout import Dims
-from cache.manifest import SKIPPED
+from cache.manifest import SKIPPED, differences
+from cache.workspace import SEGMENT_SUFFIX
 from data.decode import DECODER_VERSION
-from data.errors import BadImage, bullet_list
+from data.errors import BadImage, UnreadableImage, bullet_list
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError
+from pipeline.outputs import check_output_file
 from pipeline.passes import embed_in_passes
 from pipeline.process import MAX_SEED, deferred_interrupts, resolve_device
 from pipeline.teachers.prompts import default_prompts, read_prompts
@@ -104,10 +106,10 @@ def build_cache(
     An existing `out` of the same recipe is extended by the rows it lacks; one of another recipe is refused untouched.
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
-    if not Path(out).absolute().parent.is_dir():
-        raise SettingError(f"the folder of {out} does not exist: create it first")
+    check_output_file(out)
     images = scan_folder(data, scan)
     classes = images.classes[FOLDER_TASK]
+    _check_class_names(classes)
     prompts = read_prompts(config.prompts, classes) if config.prompts else default_prompts(classes)
     for name, texts in prompts.items():
         log.info("prompt  %s: %s", name, " | ".join(texts))
@@ -115,12 +117,14 @@ def build_cache(
     precision = resolve_precision(config.precision, device)
     teacher = SiglipTeacher(config.teacher, prompts, device=device, precision=precision)
     batch_size = config.batch_size or (16 if device == "cpu" else 64)
-    setting = {"rows_per_forward": batch_size, "device": device, "torch": torch.__version__}
-    manifest = _manifest(images, teacher, config, setting)
-    with SegmentedWriter(Path(out), manifest, setting) as writer:
+    manifest = _manifest(images, teacher, config)
+    with SegmentedWriter(Path(out), manifest, {"rows_per_forward": batch_size}) as writer:
         _check_features(writer, config)
         if (kept := writer.compute_setting["rows_per_forward"]) != batch_size:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", kept)
+        before = _last_setting(writer)
+        setting = {"rows_per_forward": kept, "device": device, "torch": str(torch.__version__)}
+        writer.manifest = Manifest(manifest.identity, {**manifest.provenance, "compute": setting})
         wanted = _wanted(images, config.views, writer.done)
         total = sum(len(views) for _, views in wanted)
         log.info(
@@ -128,7 +132,12 @@ def build_cache(
             f"{len(images.samples):,}", f"{total:,}", f"{len(writer.done):,}",
             teacher.size_px, precision, device, kept,
         )  # fmt: skip
-        _warn_of_a_full_disk(writer, wanted, manifest, teacher.head.text_CD.shape[1] if config.embedding else 0)
+        if total and before and (found := differences(before, setting)):
+            log.warning(
+                "the rows that stand were computed in another way, and last digits depend on it; the cache records the "
+                "way of now (before against now): %s", "; ".join(found),
+            )  # fmt: skip
+        _warn_of_a_full_disk(writer, wanted, teacher.head.text_CD.shape[1] if config.embedding else 0)
         started = time.perf_counter()
         bad = _compute(wanted, total, teacher, writer, config, kept)
         wall_s = time.perf_counter() - started
@@ -136,9 +145,24 @@ def build_cache(
         if bad:
             _tell_bad_images(bad, len(images.samples), stop=not scan.skip_bad_images)
         n_computed = total - sum(len(item.view) for item in bad)
-        compute = {"compute": writer.compute_setting} if n_computed else {}
-        reader = writer.finish(_skipped_field(writer, bad) | compute)
+        compute = setting if n_computed else before
+        reader = writer.finish(_skipped_field(writer, bad) | ({"compute": compute} if compute else {}))
     return BuildResult(Path(out), reader.n_samples, reader.n_rows, n_computed, len(bad), wall_s)
+
+
+def _check_class_names(classes: Iterable[str]) -> None:
+    """The names of folders can be bytes that are no text; neither prompts nor a manifest can hold those."""
+    if wrong := [name for name in classes if name.encode(errors="ignore").decode() != name]:
+        raise SettingError(f"these class folders have names that are not UTF-8: {', '.join(wrong)}; rename them")
+
+
+def _last_setting(writer: SegmentedWriter) -> dict[str, Any]:
+    """The compute setting that the newest sealed rows were recorded with; empty where it is not known."""
+    # By their names of hex digits: a Mac lays a hidden file beside each on foreign disks.
+    parts = sorted(writer.parts.glob("[0-9a-f]*" + SEGMENT_SUFFIX), key=lambda part: part.stat().st_mtime_ns)
+    newest = parts[-1] if parts else writer.out
+    recorded = CacheReader(newest).manifest.provenance.get("compute") if newest.exists() else None
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def _check_features(writer: SegmentedWriter, config: BuildConfig) -> None:
@@ -148,6 +172,12 @@ def _check_features(writer: SegmentedWriter, config: BuildConfig) -> None:
 
 
 def _tell_bad_images(bad: list[SampleViews], n_samples: int, *, stop: bool) -> None:
+    if unreadable := [item for item in bad if item.unreadable]:
+        listed = bullet_list(f"{item.sample.path}: {item.error}" for item in unreadable)
+        raise UnreadableImage(
+            f"{len(unreadable):,} of {n_samples:,} images could not be read; everything else is computed and sealed. "
+            f"Repeat the same command when they can be read, or remove them:\n{listed}"
+        )
     found = f"{len(bad):,} of {n_samples:,} images cannot be decoded"
     listed = bullet_list(f"{item.sample.path}: {item.error}" for item in bad)
     if len(bad) == n_samples:
@@ -161,23 +191,26 @@ def _tell_bad_images(bad: list[SampleViews], n_samples: int, *, stop: bool) -> N
 
 
 def _skipped_field(writer: SegmentedWriter, bad: list[SampleViews]) -> dict[str, Any]:
-    """What the provenance says of images left out, by key and without paths: those of now and of earlier builds."""
+    """What the provenance says of images left out, by key and without paths: those of now and of earlier builds.
+
+    An image that earlier builds left out and that is in the cache by now is no longer listed.
+    """
     reasons = CacheReader(writer.out).manifest.skipped if writer.out.exists() else {}
     reasons |= {item.sample.key.hex(): item.error for item in bad}
-    return {SKIPPED: [{"key": key, "reason": reason} for key, reason in sorted(reasons.items())]} if reasons else {}
+    present = {key.hex() for key, _ in writer.done}
+    left_out = [{"key": key, "reason": reason} for key, reason in sorted(reasons.items()) if key not in present]
+    return {SKIPPED: left_out} if reasons else {}
 
 
-def _warn_of_a_full_disk(
-    writer: SegmentedWriter, wanted: list[tuple[Sample, list[int]]], manifest: Manifest, embedding_size: int
-) -> None:
+def _warn_of_a_full_disk(writer: SegmentedWriter, wanted: list[tuple[Sample, list[int]]], embedding_size: int) -> None:
     """The sealed segments and the merged file stand side by side for a moment: say so before the teacher runs."""
     n_rows = sum(len(views) for _, views in wanted)
 
     def n_bytes(rows: int) -> int:
         features: dict[str, tuple[int, ...]] = {"embedding": (embedding_size,)} if embedding_size else {}
-        counts = tuple(len(classes) for classes in manifest.tasks.values())
+        counts = tuple(len(classes) for classes in writer.manifest.tasks.values())
         return Dims(
-            manifest_bytes=len(manifest.to_bytes()), n_samples=min(rows, len(wanted)), n_rows=rows,
+            manifest_bytes=len(writer.manifest.to_bytes()), n_samples=min(rows, len(wanted)), n_rows=rows,
             n_params=len(COLUMNS), class_counts=counts, features=features,
         ).n_bytes  # fmt: skip
 
@@ -191,7 +224,8 @@ def _warn_of_a_full_disk(
         )  # fmt: skip
 
 
-def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig, setting: dict[str, Any]) -> Manifest:
+def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig) -> Manifest:
+    """All of it but `compute`, which is known once the parts of an earlier run have been looked at."""
     identity = {
         "identity_version": IDENTITY_VERSION,
         "tasks": [{"name": task, "classes": list(names)} for task, names in images.classes.items()],
@@ -207,11 +241,10 @@ def _manifest(images: SampleSet, teacher: SiglipTeacher, config: BuildConfig, se
 
     provenance = {
         # Of a folder its name alone: a path may name a person.
-        "teacher": Path(config.teacher).name if Path(config.teacher).is_dir() else config.teacher,
+        "teacher": Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher,
         "teacher_parameters": teacher.n_parameters,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}",
-        "compute": setting,
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,

@@ -5,6 +5,7 @@ Never trains. Run: softlabel export RUN -o student_model.pt
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 
 from cache import durable
 from pipeline import torchscript
-from pipeline.errors import OutputExists, OverBudget, RunError, SettingError
+from pipeline.errors import OutputExists, OverBudget, RunError
 from pipeline.inference import load_student
+from pipeline.outputs import check_output_file
 from pipeline.students import MB
 
 _TOLERANCE = 1e-4
@@ -37,12 +39,11 @@ def export(run: str | Path, out: str | Path, *, budget_mb: float = 25.0) -> Expo
     Raises OutputExists, OverBudget or RunError; in each case no file of that name appears or changes.
     """
     out = Path(out)
+    check_output_file(out)
     if out.exists():
         raise OutputExists(f"{out} exists: choose another name, or delete it to export again")
-    if not out.absolute().parent.is_dir():
-        raise SettingError(f"the folder of {out} does not exist: create it first")
     if not Path(run).is_dir():
-        raise RunError(f"no such run folder: {run}; `softlabel train DATA t.h5 -o {run}` makes one")
+        raise RunError(f"no such run folder: {run}; `softlabel train DATA t.h5 -o {shlex.quote(str(run))}` makes one")
     student = load_student(run, "cpu")
     artefact = torchscript.to_bytes(student.module, student.card)
     if len(artefact) > budget_mb * MB:

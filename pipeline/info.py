@@ -9,6 +9,7 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from pipeline.teachers.prompts import stored_prompts
 
 
 def describe_cache(path: str | Path) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def describe_cache_as_text(path: str | Path) -> str:
     lines.append(
         f"teacher     {provenance.get('teacher', 'unknown')}, {identity.get('precision', 'unknown precision')}"
     )
-    for name, texts in identity.get("teacher", {}).get("prompts", {}).items():
+    for name, texts in stored_prompts(identity).items():
         lines.append(f"prompt      {name}: {' | '.join(texts)}")
     for name, shape in found["features"].items():
         lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")

@@ -7,6 +7,7 @@ N samples.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -89,6 +90,7 @@ def _images(
         groups[name][at] for name in groups if name in clean
         for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
     ]  # fmt: skip
+    build = shlex.join(["softlabel", "cache", "build", data, "-o", str(reader.path)])
     if missing and len(missing) == n_samples:
         yield (
             f"{reader.path} knows none of the {n_samples:,} images of {data}: this is another data set, or your copy "
@@ -97,10 +99,10 @@ def _images(
     elif missing:
         yield (
             f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): "
-            f"run `softlabel cache build {data} -o {reader.path}` with the settings it was built with"
+            f"run `{build}` with the settings it was built with"
         )
     if unclean:
         yield (
             f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): "
-            f"run `softlabel cache build {data} -o {reader.path}` with the settings it was built with"
+            f"run `{build}` with the settings it was built with"
         )

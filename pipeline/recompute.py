@@ -29,6 +29,7 @@ from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
 from pipeline.targets import TeacherTargets
+from pipeline.teachers.prompts import stored_prompts
 from pipeline.teachers.siglip import RESOLVED_PRECISIONS, SiglipTeacher
 
 _DEFAULT_BATCH_SIZE = 16
@@ -79,10 +80,9 @@ def recompute_rows(
     """
     reader = CacheReader(cache, memory_map=False)
     samples = scan_folder(data, scan).samples
-    rows, owners = _choose(reader, samples, n_rows, seed)
+    rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]
-    # Of a data set that the cache knows nothing of, all samples: the error then says so.
-    targets = join(reader, {"chosen": chosen or samples}, str(data))["chosen"]
+    targets = join(reader, {"chosen": chosen}, str(data))["chosen"]
     model = _load(reader, teacher, resolve_device(device))
     batch_size = _batch_size(reader)
     n_workers = default_workers(model.device) if workers is None else workers
@@ -100,11 +100,19 @@ def recompute_rows(
 
 
 def _choose(
-    reader: CacheReader, samples: Sequence[Sample], n_rows: int, seed: int
+    reader: CacheReader, samples: Sequence[Sample], data: str, n_rows: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers and, for each, the number of its sample: up to `n_rows` of those that the samples have."""
+    """Row numbers and, for each, the number of its sample: up to `n_rows` of those that the samples have, at least one.
+
+    CacheMismatch where they have none.
+    """
     index_N = reader.find([sample.key for sample in samples])
     owner_of = {int(index): number for number, index in enumerate(index_N) if index >= 0}
+    if not owner_of:
+        raise CacheMismatch(
+            f"{reader.path} knows none of the {len(samples):,} images of {data}: this is another data set, your copy "
+            "of the images has other bytes (re-encoded or resized?), or the build left all of them out"
+        )
     rows_R = np.flatnonzero(np.isin(reader.sample_of_row, list(owner_of)))
     rows = np.sort(np.random.default_rng(seed).permutation(rows_R)[:n_rows])
     return rows, np.array([owner_of[int(index)] for index in reader.sample_of_row[rows]], np.int64)
@@ -114,28 +122,16 @@ def _load(reader: CacheReader, source: str, device: str) -> SiglipTeacher:
     """The teacher with the cache's prompts and precision; CacheMismatch lists what it differs in."""
     identity = reader.manifest.identity
     described: Any = identity.get("teacher")
-    prompts = described.get("prompts") if isinstance(described, dict) and described.get("kind") == "siglip" else None
-    precision = identity.get("precision")
-    if prompts is None or not _are_prompts(prompts) or precision not in RESOLVED_PRECISIONS:
+    is_siglip = isinstance(described, dict) and described.get("kind") == "siglip"
+    prompts, precision = stored_prompts(identity), identity.get("precision")
+    if not is_siglip or not prompts or precision not in RESOLVED_PRECISIONS:
         raise CacheMismatch(f"{reader.path} is not from a SigLIP teacher: this version cannot compute its rows again")
-    prompts = {name: tuple(texts) for name, texts in prompts.items()}
     model = SiglipTeacher(source, prompts, device=device, precision=precision)
     ours = {"teacher": model.identity, "preprocessing": model.preprocessing, "decoder_version": DECODER_VERSION}
     if found := differences({name: identity.get(name) for name in ours}, ours):
         listed = bullet_list(found)
         raise CacheMismatch(f"{source} is not the teacher of {reader.path} (stored against found):\n{listed}")
     return model
-
-
-def _are_prompts(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(
-            isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
-            for texts in value.values()
-        )
-    )
 
 
 def _batch_size(reader: CacheReader) -> int:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class RunFolder:
             started = (
                 f"no epoch of {self.path} has ended yet" if self.last.is_file() else f"{self.path} is not a run folder"
             )
-            raise RunError(f"{started}; expected {self.best.name}, which `softlabel train ... -o {self.path}` writes")
+            writer = f"`softlabel train ... -o {shlex.quote(str(self.path))}`"
+            raise RunError(f"{started}; expected {self.best.name}, which {writer} writes")
         best = _read(self.best)
         return best["model"], StudentCard.from_json(best["card"]), best["ids"]
 

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import json
+import shlex
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
     """(module: normalised float32 [B, 3, S, S] -> logits [B, C], card) of an exported file."""
     extra = {CARD_NAME: ""}
     if not path.is_file():
-        raise RunError(f"no such model file: {path}; make one with `softlabel export RUN -o {path}`")
+        raise RunError(f"no such model file: {path}; make one with `softlabel export RUN -o {shlex.quote(str(path))}`")
     if not zipfile.is_zipfile(path):
         raise RunError(f"{path} is not an exported model; make one with `softlabel export RUN -o student_model.pt`")
     with _deprecation_expected():

@@ -32,6 +32,7 @@ from pipeline.joining import join
 from pipeline.losses.distillation import LossParts, distillation_loss
 from pipeline.metrics import Metrics, classification_metrics
 from pipeline.optimisation import MovingAverage, learning_rate
+from pipeline.outputs import check_output_folder
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
@@ -113,6 +114,7 @@ def train(
     Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
     On one machine, device and thread count a resumed run ends with the numbers of an undisturbed one.
     """
+    check_output_folder(out)
     run = RunFolder(out)
     if run.exists() and not resume:
         go_on = "go on with it by --resume, or " if run.last.exists() else ""

@@ -112,6 +112,8 @@ def cache_merge(sources: tuple[Path, ...], out: Path) -> None:
     """
     with goes_on_with(same_command):
         from cache import merge
+        from pipeline.outputs import check_output_file
 
+        check_output_file(out)
         reader = merge(sources, out)
     click.echo(f"{out}: {reader.n_rows:,} views of {reader.n_samples:,} images")

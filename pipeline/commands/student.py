@@ -72,9 +72,12 @@ def evaluate(
     """Measure MODEL, a run folder or an exported file, on a split of DATA."""
     from pipeline.errors import OutputExists
     from pipeline.evaluate import evaluate as run_evaluation
+    from pipeline.outputs import check_output_file
 
-    if json_file is not None and str(json_file) != "-" and json_file.exists():
-        raise OutputExists(f"{json_file} exists: choose another name, or delete it")
+    if json_file is not None and str(json_file) != "-":
+        check_output_file(json_file)
+        if json_file.exists():
+            raise OutputExists(f"{json_file} exists: choose another name, or delete it")
     result = run_evaluation(model, data, split=split, cache=cache_file, device=device, workers=workers, scan=scan)
     as_json = json.dumps(result.to_dict(), indent=1)
     if json_file is None or str(json_file) != "-":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -59,6 +60,19 @@ def _looks_like_a_code(prompt: str) -> bool:
         and " " not in prompt
         and (len(prompt) <= 2 or any(c.isdigit() for c in prompt) or not any(c in "aeiouy" for c in prompt))
     )
+
+
+def stored_prompts(identity: Mapping[str, Any]) -> Prompts:
+    """The prompts in the identity of a cache; empty where its producer describes the teacher in words of its own."""
+    teacher = identity.get("teacher")
+    prompts = teacher.get("prompts") if isinstance(teacher, dict) else None
+    if not isinstance(prompts, dict) or not all(map(_are_texts, prompts.values())):
+        return {}
+    return {name: tuple(texts) for name, texts in prompts.items()}
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:

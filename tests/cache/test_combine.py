@@ -121,10 +121,32 @@ def test_merge_refuses_sources_with_other_features(make, tmp_path):
         merge([a, b], tmp_path / "out.h5")
 
 
-def test_merge_keeps_names_only_if_every_source_has_them(make, tmp_path):
+def test_merge_keeps_names_only_if_every_source_has_them(make, tmp_path, caplog):
     a = make.write(tmp_path / "a.h5", make.table())
     b = make.write(tmp_path / "b.h5", make.table(seed=1, names=False))
+    assert merge([b], tmp_path / "b_alone.h5").names is None
+    assert "names" not in caplog.text
     assert merge([a, b], tmp_path / "out.h5").names is None
+    assert f"out.h5 stores no names: {b} has none" in caplog.text
+
+
+def test_merge_lists_the_skipped_samples_of_all_sources_that_it_has_no_rows_of(make, tmp_path):
+    table, absent = make.table(n_samples=4), "ab" * 16
+    first, last = bytes(table.key[0]).hex(), bytes(table.key[-1]).hex()
+
+    def source(name, samples, **reasons):
+        listed = {"skipped": [{"key": key, "reason": reason} for key, reason in reasons.items()]} if reasons else {}
+        return make.write(tmp_path / name, part(table, samples), Manifest(make.manifest().identity, listed))
+
+    a = source("a.h5", [1, 2])
+    b = source("b.h5", [0], **{absent: "cut", last: "unreadable"})
+    c = source("c.h5", [len(table.key) - 1], **{absent: "no image", first: "unreadable", "00" * 16: "empty"})
+    assert merge([a, b, c], tmp_path / "abc.h5").manifest.skipped == {"00" * 16: "empty", absent: "cut"}
+    assert merge([b, a], tmp_path / "ba.h5").manifest.skipped == {absent: "cut", last: "unreadable"}
+    d = source("d.h5", [0], **{last: "unreadable"})
+    assert merge([d, c], tmp_path / "dc.h5").manifest.skipped == {absent: "no image", "00" * 16: "empty"}
+    e = source("e.h5", [len(table.key) - 1])
+    assert merge([d, e], tmp_path / "de.h5").manifest.provenance == {"merged_from": 2}
 
 
 def test_merge_refuses_a_damaged_source(make, tmp_path):
@@ -156,6 +178,7 @@ def test_merge_takes_a_folder_for_the_caches_in_it(make, tmp_path):
     make.write(folder / "b.h5", part(table, range(3)))
     make.write(folder / "a.h5", part(table, range(3, len(table.key))))
     (folder / "plan.json").write_text("{}")
+    (folder / "._a.h5").write_text("what a Mac lays beside a.h5")
     make.assert_equal(merge([folder, folder / "a.h5"], tmp_path / "out.h5").table(), table)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CacheMismatch, match="folder without caches"):

@@ -1,4 +1,5 @@
 import errno
+import importlib.util
 import os
 import signal
 import socket
@@ -103,6 +104,14 @@ def test_a_lock_holds_also_where_the_disk_has_no_room_for_its_text(tmp_path, mon
     lock.release()
 
 
+def test_a_new_folder_is_synced_into_the_one_around_it_once(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(durable, "fsync_folder", synced.append)
+    for _ in range(2):
+        durable.Lock.acquire(tmp_path / "t.h5.parts" / "lock").release()
+    assert synced == [tmp_path]
+
+
 def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     def no_locks(fd, operation):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -112,14 +121,37 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capl
     assert "no locks" in caplog.text
 
 
-def no_links(source, target):
-    raise OSError(errno.EPERM, "Operation not permitted")
+@pytest.fixture
+def durable_on_a_mac(monkeypatch):
+    """The module as it is loaded where EOPNOTSUPP is another number than ENOTSUP."""
+    monkeypatch.setattr(errno, "EOPNOTSUPP", 102)
+    spec = importlib.util.spec_from_file_location("durable_on_a_mac", durable.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_publish_new_never_replaces(tmp_path, monkeypatch, links):
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
+def not_supported(*_):
+    raise OSError(errno.ENOTSUP, "Operation not supported")
+
+
+def test_a_mac_without_links_and_locks_publishes_and_warns(durable_on_a_mac, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(os, "link", not_supported)
+    monkeypatch.setattr(durable_on_a_mac.fcntl, "flock", not_supported)
+    durable_on_a_mac.Lock.acquire(tmp_path / "lock").release()
+    assert "no locks" in caplog.text
+    (tmp_path / "temp").write_text("first")
+    assert durable_on_a_mac.publish_new(tmp_path / "temp", tmp_path / "final")
+    assert (tmp_path / "final").read_text() == "first"
+
+
+@pytest.mark.parametrize("no_links", [None, errno.EPERM, errno.EINVAL])
+def test_publish_new_never_replaces(tmp_path, monkeypatch, no_links):
+    def refuse(source, target):
+        raise OSError(no_links, os.strerror(no_links))
+
+    if no_links is not None:
+        monkeypatch.setattr(os, "link", refuse)
     final = tmp_path / "final"
     for content, published in (("first", True), ("second", False)):
         temp = durable.temp_name(final)

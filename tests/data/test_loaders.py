@@ -19,13 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from data import loaders
-from data.errors import BadImage
+from data.errors import BadImage, UnreadableImage
 from data.loaders import (
     SampleViews,
     StudentLoader,
     TeacherViews,
     ViewItem,
     default_workers,
+    is_decodable,
     read_sample,
     teacher_loader,
 )
@@ -169,11 +170,18 @@ def test_stage_two_renders_the_geometry_it_was_given(samples: list[Sample]) -> N
 
 def test_a_sample_is_hashed_from_the_bytes_that_are_decoded(samples: list[Sample]) -> None:
     assert read_sample(samples[1]).shape == (3, 21, 30)
-    with pytest.raises(BadImage, match="changed while it was in use"):
+    with pytest.raises(UnreadableImage, match="changed while it was in use"):
         read_sample(samples[3])
     Path(samples[1].path).unlink()
-    with pytest.raises(BadImage, match="cannot be read"):
+    with pytest.raises(UnreadableImage, match="cannot be read"):
         read_sample(samples[1])
+
+
+def test_whether_a_file_holds_an_image_is_not_said_of_one_that_cannot_be_read(samples: list[Sample]) -> None:
+    assert is_decodable(samples[1])
+    Path(samples[1].path).unlink()
+    with pytest.raises(UnreadableImage, match="cannot be read"):
+        is_decodable(samples[1])
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import BadImage, BadSamples, DataError, DataNotFound
+from data import samples as module
+from data.errors import BadImage, BadSamples, DataError, DataNotFound, UnreadableImage
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, SampleSet, content_key, scan_folder
 
@@ -178,6 +179,41 @@ def test_every_empty_file_is_listed(split_data: Path) -> None:
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 3
     assert all(line.endswith("the file is empty") for line in lines)
+
+
+def test_files_that_the_system_does_not_give_are_an_error_also_where_bad_images_may_be_skipped(
+    split_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network drive that went away says nothing of the images on it."""
+    read_bytes = module.read_bytes
+
+    def gone(path: Path) -> bytes:
+        if path.parts[-3:-1] == ("train", "nv"):
+            raise UnreadableImage("cannot be read (Input/output error)", path)
+        return read_bytes(path)
+
+    write(split_data / "val" / "nv" / "0.jpg", "")
+    monkeypatch.setattr(module, "read_bytes", gone)
+    for options in (ScanOptions(), ScanOptions(skip_bad_images=True)):
+        with pytest.raises(UnreadableImage, match="3 of 14 images cannot be read; repeat the same command") as caught:
+            scan_folder(split_data, options)
+        lines = str(caught.value).splitlines()[1:]
+        assert [line.endswith("cannot be read (Input/output error)") for line in lines] == [True] * 3
+        assert "--skip-bad-images" not in str(caught.value)
+
+
+def test_a_cache_that_is_being_made_among_the_images_is_no_class_and_no_split(split_data: Path) -> None:
+    for root in (split_data, split_data / "train"):
+        before = scan_folder(split_data)
+        for name in ("t.h5", "t.h5.parts/lock", "t.h5.parts/plan.json", "t.h5.parts/0.h5", "merged.parts/lock"):
+            write(root / name, "x")
+        assert scan_folder(split_data) == before
+
+
+def test_a_folder_of_images_may_be_called_parts(flat_data: Path) -> None:
+    for number in range(3):
+        write(flat_data / "car.parts" / f"{number}.png", f"a class like any other {number}")
+    assert scan_folder(flat_data).classes == {"class": ("car.parts", "mel", "nv")}
 
 
 def test_a_long_list_ends_in_a_count(split_data: Path) -> None:

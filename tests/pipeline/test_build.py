@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,22 @@ def test_settings_out_of_range_say_what_they_got() -> None:
         BuildConfig(views=0)
     with pytest.raises(SettingError, match="precision must be one of"):
         BuildConfig(precision="fp8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps any bytes as a name")
+@pytest.mark.parametrize("own_prompts", [False, True])
+def test_class_folders_whose_names_are_no_text_are_refused_by_name(
+    own_prompts: bool, tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    data, name = shutil.copytree(tiny_data, tmp_path / "images"), os.fsdecode(b"m\xff")
+    for split in ("train", "val", "test"):
+        (data / split / "melanoma").rename(data / split / name)
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("melanoma: melanoma")
+    config = dataclasses.replace(tiny_build, prompts=prompts if own_prompts else None)
+    with pytest.raises(SettingError, match="not UTF-8") as caught:
+        build_cache(data, tmp_path / "t.h5", config)
+    assert name in str(caught.value)
 
 
 def test_every_forward_pass_has_the_same_number_of_rows(

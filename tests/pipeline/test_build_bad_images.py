@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from cache import CacheReader
-from data.errors import BadImage, DataError
+from data.errors import BadImage, DataError, UnreadableImage
 from data.options import ScanOptions
-from data.samples import content_key
+from data.samples import SampleSet, content_key, scan_folder
+from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import PipelineError
 from pipeline.train import TrainConfig, train
@@ -68,6 +69,42 @@ def test_the_provenance_lists_key_and_reason_and_no_path(
         assert path.name not in reasons[key]
         assert "/" not in reasons[key]
     assert all(set(entry) == {"key", "reason"} for entry in entries)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.write_bytes(b"something else")
+
+
+@pytest.mark.parametrize("happens", [gone, replaced])
+@pytest.mark.parametrize("scan", [ScanOptions(), SKIP])
+def test_an_image_that_could_not_be_read_ends_the_build_keeps_the_rest_and_is_not_called_bad(
+    happens: Callable[[Path], None], scan: ScanOptions, data: Path, tiny_build: BuildConfig, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As with a network drive that went away for a while."""
+    out, path = tmp_path / "t.h5", sorted(data.glob("train/*/*.png"))[0]
+    content = path.read_bytes()
+
+    def scan_and_then(*args: Any) -> SampleSet:
+        found = scan_folder(*args)
+        happens(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "scan_folder", scan_and_then)
+        with pytest.raises(UnreadableImage, match=r"(?s)1 of 60 images could not be read; .* computed and sealed\. "
+                           "Repeat the same command") as caught:  # fmt: skip
+            build_cache(data, out, tiny_build, scan)
+    assert str(path) in str(caught.value)
+    assert "--skip-bad-images" not in str(caught.value)
+    assert not out.exists()
+    path.write_bytes(content)
+    result = build_cache(data, out, tiny_build, scan)
+    assert (result.n_computed, result.n_rows, listed(out)) == (3, 120, None)
 
 
 def test_without_bad_images_nothing_is_listed(tiny_cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,14 @@ def test_a_list_of_bad_images_that_is_nonsense_does_no_harm(
     with pytest.raises(CacheError, match="lacks 1 of 30 images"):
         join(cache, data)
     assert len(join(cache, data, skip_bad_images=True)["train"].samples) == 29
+
+
+def test_the_command_in_an_error_can_be_pasted_into_a_shell(tiny_cache: Path, data: Path, tmp_path: Path) -> None:
+    spaced = data.rename(tmp_path / "my images")
+    cache = Path(shutil.copy(tiny_cache, tmp_path / "it's a cache.h5"))
+    path = next(spaced.glob("train/*/*.png"))
+    path.with_name("new.png").write_bytes(path.read_bytes() + bytes(1))
+    with pytest.raises(CacheMismatch) as caught:
+        join(cache, spaced)
+    command = str(caught.value).split("`")[1]
+    assert shlex.split(command) == ["softlabel", "cache", "build", str(spaced), "-o", str(cache)]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cache import CacheReader, Table
 from cache.errors import CacheMismatch
-from data.samples import scan_folder
+from data.samples import content_key, scan_folder
 from pipeline.errors import PipelineError
 from pipeline.recompute import NotReproduced, recompute_rows
 
@@ -122,6 +122,19 @@ def test_a_cache_of_none_of_the_images_says_so(
         path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(CacheMismatch, match="knows none of the 60 images"):
         again(tiny_cache, data, tiny_teacher)
+
+
+def test_data_of_which_the_build_left_out_every_image_says_so(
+    tiny_cache: Path, tiny_teacher: Path, tmp_path: Path, resealed: Resealed
+) -> None:
+    keys = []
+    for name in ("melanoma", "dermatofibroma"):
+        (tmp_path / "bad" / "train" / name).mkdir(parents=True)
+        (tmp_path / "bad" / "train" / name / "0.png").write_bytes(name.encode())
+        keys.append(content_key(name.encode()).hex())
+    cache = resealed(tiny_cache, provenance={"skipped": [{"key": key, "reason": "not an image"} for key in keys]})
+    with pytest.raises(CacheMismatch, match=r"knows none of the 2 images of .*the build left all of them out"):
+        again(cache, tmp_path / "bad", tiny_teacher)
 
 
 @pytest.mark.parametrize("compute", [None, 5, {}, {"rows_per_forward": "16"}, {"rows_per_forward": 10**9}])
