@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -111,27 +111,15 @@ def test_a_file_in_the_place_of_the_folder_names_the_way_out_too(label_of: Label
         make(label_of, tmp_path / "a file" / "splits.csv")
 
 
-@contextmanager
-def files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """Inside, the kernel refuses this process bytes beyond the first n of any file: a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_told_in_bytes_leaves_nothing_and_the_next_call_splits_the_same(
-    label_of: Labels, tmp_path: Path
+    label_of: Labels, tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     expected = make(label_of, tmp_path / "expected.csv")
     n_bytes = (tmp_path / "expected.csv").stat().st_size
     path = tmp_path / "splits.csv"
     for limit in (0, 4000, n_bytes - 1):
         with (
-            files_of_at_most(limit),
+            file_limit(limit),
             pytest.raises(DataError, match=rf"{n_bytes:,} bytes\) cannot be saved in") as caught,
         ):
             make(label_of, path)

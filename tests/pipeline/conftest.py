@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,23 +120,6 @@ def flipped(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "flipped.h5"
 
     return flipped
-
-
-@pytest.fixture
-def file_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """Inside `file_limit(n)` the kernel refuses this process bytes beyond the first n of any file: a full disk."""
-    resource = pytest.importorskip("resource")
-
-    @contextmanager
-    def file_limit(n_bytes: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return file_limit
 
 
 class World:
