@@ -114,7 +114,8 @@ def _spans(inspected: Inspected, name: str) -> Iterator[_Span]:
 
 def _damaged(inspected: Inspected, piece: Piece, blocks: _Span) -> list[Block]:
     """The damaged ones of some blocks."""
-    (spec, offset), n_rows = inspected.extents[blocks.name], inspected.extents[blocks.name].spec.shape[0]
+    spec, offset = inspected.extents[blocks.name]
+    n_rows = spec.shape[0]
     block_bytes = spec.n_bytes // n_rows * CRC_ENTRIES
     start = blocks.start * block_bytes
     span = piece(offset + start, min(blocks.stop * block_bytes, spec.n_bytes) - start)

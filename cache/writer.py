@@ -174,6 +174,12 @@ class SegmentedWriter:
         self._workspace.clear([*sorted(self._segments), *replaced])
         return reader
 
+    def last_provenance(self) -> dict[str, Any]:
+        """What the newest sealed rows, in a part or else in `out`, say of their making; empty without any."""
+        parts = sorted(self._segments, key=lambda part: part.stat().st_mtime_ns)
+        newest = parts[-1] if parts else self.out
+        return CacheReader(newest).manifest.provenance if newest.exists() else {}
+
     def _vanished(self, n_rows: int) -> CacheMismatch:
         return CacheMismatch(
             f"{n_rows:,} rows that were sealed vanished during the build of {self.out}; "

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from cache import CacheReader, Manifest, SegmentedWriter
 from cache.layout import Dims
 from cache.manifest import SKIPPED, differences
-from cache.workspace import SEGMENT_SUFFIX
 from data.decode import DECODER_VERSION
 from data.errors import BadImage, UnreadableImage, bullet_list
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
@@ -122,7 +121,8 @@ def build_cache(
         _check_features(writer, config)
         if (kept := writer.compute_setting["rows_per_forward"]) != batch_size:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", kept)
-        before = _last_setting(writer)
+        recorded = writer.last_provenance().get("compute")
+        before = recorded if isinstance(recorded, dict) else {}
         setting = {"rows_per_forward": kept, "device": device, "torch": str(torch.__version__)}
         writer.manifest = Manifest(manifest.identity, {**manifest.provenance, "compute": setting})
         wanted = _wanted(images, config.views, writer.done)
@@ -154,15 +154,6 @@ def _check_class_names(classes: Iterable[str]) -> None:
     """The names of folders can be bytes that are no text; neither prompts nor a manifest can hold those."""
     if wrong := [name for name in classes if name.encode(errors="ignore").decode() != name]:
         raise SettingError(f"these class folders have names that are not UTF-8: {', '.join(wrong)}; rename them")
-
-
-def _last_setting(writer: SegmentedWriter) -> dict[str, Any]:
-    """The compute setting that the newest sealed rows were recorded with; empty where it is not known."""
-    # By their names of hex digits: a Mac lays a hidden file beside each on foreign disks.
-    parts = sorted(writer.parts.glob("[0-9a-f]*" + SEGMENT_SUFFIX), key=lambda part: part.stat().st_mtime_ns)
-    newest = parts[-1] if parts else writer.out
-    recorded = CacheReader(newest).manifest.provenance.get("compute") if newest.exists() else None
-    return recorded if isinstance(recorded, dict) else {}
 
 
 def _check_features(writer: SegmentedWriter, config: BuildConfig) -> None:
