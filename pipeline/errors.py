@@ -18,6 +18,10 @@ class TeacherError(PipelineError, ValueError):
     """A teacher that cannot be loaded, or that answers with numbers nobody can learn from."""
 
 
+class OutOfMemory(PipelineError):
+    """A batch that does not fit into the memory of the device."""
+
+
 class OutputExists(PipelineError, FileExistsError):
     """An output that would be overwritten."""
 
@@ -33,6 +37,14 @@ class OverBudget(PipelineError, ValueError):
 def first_line(error: Exception) -> str:
     """The first line of what another library said, or the kind of its error where it said nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says so: CUDA has a class for it, MPS and CPU have only words."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

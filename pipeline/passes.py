@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.loaders import SampleViews
-from pipeline.teachers.siglip import SiglipTeacher
+from pipeline.teachers.teacher import Teacher
 
 
 def embed_in_passes(
-    items: Iterator[SampleViews], teacher: SiglipTeacher, batch_size: int, after_pass: Callable[[], None]
+    items: Iterator[SampleViews],
+    teacher: Teacher,
+    batch_size: int,
+    after_pass: Callable[[Tensor, NDArray[np.float32]], None],
 ) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
-    """(item, float32 [V, D]) in order, through forward passes of exactly `batch_size` rows that cut across items."""
+    """(item, float32 [V, D]) in order, through forward passes of exactly `batch_size` rows that cut across items.
+
+    `after_pass` gets each pass's views, uint8 [B, 3, S, S], and their embeddings, without the padding.
+    """
     waiting: deque[tuple[SampleViews, list[NDArray[np.float32]]]] = deque()
     pixels: list[Tensor] = []
     exhausted = False
@@ -41,7 +47,7 @@ def embed_in_passes(
         padding = [torch.zeros_like(batch[0])] * (batch_size - len(batch))
         embedding_BD = teacher.embed(torch.stack(batch + padding))[: len(batch)]
         yield from _hand_out(embedding_BD, waiting)
-        after_pass()
+        after_pass(torch.stack(batch), embedding_BD)
 
 
 def _hand_out(

@@ -6,7 +6,7 @@ B rows a forward pass, R rows of the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
 from pipeline.targets import TeacherTargets
+from pipeline.teachers.description import TeacherDescription
+from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import stored_prompts
-from pipeline.teachers.siglip import RESOLVED_PRECISIONS, SiglipTeacher
+from pipeline.teachers.teacher import RESOLVED_PRECISIONS, Teacher
 
 _DEFAULT_BATCH_SIZE = 16
 
@@ -118,20 +120,41 @@ def _choose(
     return rows, np.array([owner_of[int(index)] for index in reader.sample_of_row[rows]], np.int64)
 
 
-def _load(reader: CacheReader, source: str, device: str) -> SiglipTeacher:
-    """The teacher with the cache's prompts and precision; CacheMismatch lists what it differs in."""
+def _load(reader: CacheReader, source: str, device: str) -> Teacher:
+    """The teacher with the cache's prompts or outputs, and precision; CacheMismatch lists what it differs in."""
     identity = reader.manifest.identity
-    described: Any = identity.get("teacher")
-    is_siglip = isinstance(described, dict) and described.get("kind") == "siglip"
-    prompts, precision = stored_prompts(identity), identity.get("precision")
-    if not is_siglip or not prompts or precision not in RESOLVED_PRECISIONS:
-        raise CacheMismatch(f"{reader.path} is not from a SigLIP teacher: this version cannot compute its rows again")
-    model = SiglipTeacher(source, prompts, device=device, precision=precision)
+    prompts, outputs, precision = stored_prompts(identity), _stored_outputs(identity), identity.get("precision")
+    if not (prompts or outputs) or precision not in RESOLVED_PRECISIONS:
+        raise CacheMismatch(f"{reader.path} does not say how its teacher was asked: this version cannot compute its "
+                            "rows again")  # fmt: skip
+    classes = tuple(prompts) if prompts else outputs
+    model = open_teacher(
+        source, classes, prompts, description=_description(identity, outputs), device=device, precision=precision
+    )
     ours = {"teacher": model.identity, "preprocessing": model.preprocessing, "decoder_version": DECODER_VERSION}
     if found := differences({name: identity.get(name) for name in ours}, ours):
         listed = bullet_list(found)
         raise CacheMismatch(f"{source} is not the teacher of {reader.path} (stored against found):\n{listed}")
     return model
+
+
+def _stored_outputs(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's outputs, in their order; empty where the teacher is none."""
+    teacher = identity.get("teacher")
+    outputs = teacher.get("outputs") if isinstance(teacher, dict) else None
+    return tuple(outputs) if isinstance(outputs, list) and all(isinstance(name, str) for name in outputs) else ()
+
+
+def _description(identity: Mapping[str, Any], outputs: tuple[str, ...]) -> TeacherDescription:
+    """What the builder may have said of a classifier by --teacher-config."""
+    if not outputs:
+        return TeacherDescription()
+    try:
+        stored = identity["preprocessing"]
+        mean, std = (tuple(float.fromhex(value) for value in stored[name]) for name in ("mean", "std"))
+        return TeacherDescription(classes=outputs, size_px=int(stored["size_px"]), mean=mean, std=std)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CacheMismatch(f"the cache's preprocessing cannot be understood: {error}") from error
 
 
 def _batch_size(reader: CacheReader) -> int:

@@ -20,6 +20,9 @@ from data.loaders import ViewItem, read_sample
 from data.samples import FOLDER_TASK, Sample
 from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness_tolerance
 
+SEEN = "seen"
+"""The feature that is 1 in rows of samples on which the teacher, or the head that said the row, was fitted."""
+
 
 @dataclass(frozen=True)
 class TeacherTargets:

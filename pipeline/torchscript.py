@@ -107,6 +107,14 @@ def to_bytes(model: nn.Module, card: StudentCard) -> bytes:
 
 def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
     """(module: normalised float32 [B, 3, S, S] -> logits [B, C], card) of an exported file."""
+    module, card = load_any(path, device)
+    if card is None:
+        raise RunError(f"{path} has no {CARD_NAME} inside: it was not made by `softlabel export`")
+    return module, card
+
+
+def load_any(path: Path, device: str = "cpu") -> tuple[Any, StudentCard | None]:
+    """The same of any TorchScript file; without a card where it was not made by `softlabel export`."""
     extra = {CARD_NAME: ""}
     if not path.is_file():
         raise RunError(f"no such model file: {path}; make one with `softlabel export RUN -o {shlex.quote(str(path))}`")
@@ -118,7 +126,6 @@ def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
             module = torch.jit.load(io.BytesIO(path.read_bytes()), map_location=device, _extra_files=extra)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"{path} is not a TorchScript model: {first_line(error)}") from error
-    if not extra[CARD_NAME]:
-        raise RunError(f"{path} has no {CARD_NAME} inside: it was not made by `softlabel export`")
     text = extra[CARD_NAME]
-    return module.eval(), StudentCard.from_json(text.decode() if isinstance(text, bytes) else text)
+    card = StudentCard.from_json(text.decode() if isinstance(text, bytes) else text) if text else None
+    return module.eval(), card

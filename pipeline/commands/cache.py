@@ -22,15 +22,25 @@ def cache() -> None:
 @cache.command("build")
 @click.argument("data", type=FILE)
 @click.option("-o", "--out", type=FILE, required=True, help="The cache to write, resume or extend.")
-@click.option("--teacher", default="google/medsiglip-448", show_default=True, help="Folder or Hugging Face name.")
+@click.option(
+    "--teacher", default="google/medsiglip-448", show_default=True,
+    help="A SigLIP, CLIP or image classifier (folder or Hugging Face name), torchvision:NAME[:WEIGHTS], "
+    "timm:NAME[:FILE], a TorchScript file, or a finished run.",
+)  # fmt: skip
+@click.option("--teacher-config", type=FILE, help="YAML for one that does not say it: classes, size_px, mean, std.")
 @click.option("--views", type=click.IntRange(1, 65_535), default=8, show_default=True, help="Views of a train image.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the views.")
 @click.option("--prompts", type=FILE, help="YAML: class -> prompt or list of prompts [the class names].")
+@click.option(
+    "--template", "templates", multiple=True, metavar="TEXT",
+    help="A sentence around each prompt, such as 'a dermatoscopic image of {}'; may be repeated.",
+)  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
     help="auto = fp16 on a GPU, fp32 on a CPU.",
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Views in a forward pass [64 on a GPU, else 16].")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing.")
 @click.option(
     "--embedding/--no-embedding", default=True, show_default=True,
     help="Store image embeddings, from which the teacher's head can be made anew.",
@@ -38,12 +48,18 @@ def cache() -> None:
 @click.option("--names/--no-names", default=True, show_default=True, help="Store the images' relative paths.")
 @device_options
 @data_options
-def cache_build(data: Path, out: Path, scan: ScanOptions, **settings: Any) -> None:
+def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **settings: Any) -> None:
     """Run the teacher once over every view of DATA and write its logits and embeddings.
 
     Train images get all views, images of other splits the clean one. Repeating the command resumes an interrupted
     build, and adds images or views that are new.
     """
+    if dry_run:
+        from pipeline.dry_run import plan_build
+        from pipeline.recipe import BuildConfig
+
+        click.echo("\n".join(plan_build(data, out, BuildConfig(**settings), scan).lines()))
+        return
     with goes_on_with(same_command):
         from pipeline.build import BuildConfig, build_cache
 
@@ -53,6 +69,7 @@ def cache_build(data: Path, out: Path, scan: ScanOptions, **settings: Any) -> No
         f"{out}: {result.n_rows:,} views of {result.n_samples:,} images "
         f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed})"
         + (f", {result.n_skipped:,} images left out" if result.n_skipped else "")
+        + (f", {result.n_recomputed:,} rows overflowed and were computed in fp32" if result.n_recomputed else "")
     )
 
 

@@ -25,8 +25,9 @@ from pipeline.demo.lesions import CLASSES, write_lesions
 from pipeline.errors import OutputExists, PipelineError
 from pipeline.inference import load_student
 from pipeline.teachers.fit import FitConfig, SmallSiglip, fit_teacher
+from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import default_prompts
-from pipeline.teachers.siglip import SiglipTeacher
+from pipeline.teachers.teacher import Teacher
 
 # 428,565,440 float32 parameters.
 _MEDSIGLIP_TOWER_MB = 428_565_440 * 4 / 1e6
@@ -136,7 +137,8 @@ def _make_data_and_teacher(demo: _Demo) -> None:
 
 
 def _table(demo: _Demo, scores: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    siglip = SiglipTeacher(str(demo.out / "teacher"), default_prompts(sorted(CLASSES)), device="cpu", precision="fp32")
+    prompts = default_prompts(sorted(CLASSES))
+    siglip = open_teacher(str(demo.out / "teacher"), sorted(CLASSES), prompts, device="cpu", precision="fp32")
     teacher_ms, student_ms = _speeds(siglip, demo.out / "student_model.pt")
     teacher_mb = siglip.n_parameters * 4 / 1e6  # float32
     student_mb = (demo.out / "student_model.pt").stat().st_size / 1e6
@@ -166,7 +168,7 @@ def _spread(values: list[float]) -> str:
     return f"{mean} +- {statistics.stdev(values):.3f}" if len(values) > 1 else f"{mean}         "
 
 
-def _speeds(teacher: SiglipTeacher, model: Path, batch_size: int = 16, rounds: int = 7) -> tuple[float, float]:
+def _speeds(teacher: Teacher, model: Path, batch_size: int = 16, rounds: int = 7) -> tuple[float, float]:
     """Milliseconds an image, teacher and exported student on the CPU in float32, medians of interleaved rounds."""
     student = load_student(model, "cpu")
     sizes = (teacher.size_px, student.card.size_px)

@@ -25,8 +25,8 @@ from data.loaders import read_sample
 from data.samples import FOLDER_TASK, SampleSet
 from data.views import ViewPolicy, draw, render
 from pipeline.errors import OutputExists, SettingError
+from pipeline.teachers.hub import quiet_transformers
 from pipeline.teachers.prompts import Prompts
-from pipeline.teachers.siglip import quiet_transformers
 
 log = logging.getLogger(__name__)
 

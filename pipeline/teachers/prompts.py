@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,58 @@ import yaml
 
 from pipeline.errors import SettingError, did_you_mean
 
-# The diagnosis codes of HAM10000 and the ISIC challenges.
+# The diagnosis codes of HAM10000, the ISIC challenges and PAD-UFES-20.
 DIAGNOSIS_CODES = {
+    "ack": "actinic keratosis",
     "ak": "actinic keratosis",
     "akiec": "actinic keratosis or intraepithelial carcinoma",
     "bcc": "basal cell carcinoma",
     "bkl": "benign keratosis",
     "df": "dermatofibroma",
     "mel": "melanoma",
+    "nev": "melanocytic nevus",
     "nv": "melanocytic nevus",
     "scc": "squamous cell carcinoma",
+    "sek": "seborrheic keratosis",
     "vasc": "vascular lesion",
 }
 Prompts = Mapping[str, tuple[str, ...]]
+"""Class name -> its texts; several count as one (normalise, mean, normalise)."""
 
 _NUMBERING = re.compile(r"^\s*\d+\s*[.)_-]\s*")
 _COUNT = re.compile(r"[\s_-]+\d[\d.,]*k?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource:
+    """Where a user's prompts come from."""
+
+    file: Path | None = None
+    """YAML, class -> prompt or list of prompts; None makes one prompt of each class name."""
+    templates: tuple[str, ...] = ()
+    """Sentences around each prompt, such as "a dermatoscopic image of {}"; several multiply the prompts."""
+
+    def __post_init__(self) -> None:
+        for template in self.templates:
+            if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+                raise SettingError(
+                    f"a template has exactly one {{}}, where the prompt goes, got '{template}'; "
+                    "such as 'a dermatoscopic image of {}'"
+                )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user asked for anything."""
+        return self.file is not None or bool(self.templates)
+
+    def texts_of(self, classes: Sequence[str]) -> Prompts:
+        """The texts of each class, in the order of `classes`; SettingError for what the file or a name lacks."""
+        prompts = read_prompts(self.file, classes) if self.file else default_prompts(classes)
+        templates = self.templates or ("{}",)
+        return {
+            name: tuple(template.replace("{}", text) for text in texts for template in templates)
+            for name, texts in prompts.items()
+        }
 
 
 def clean_class_name(name: str) -> str:
@@ -42,7 +79,7 @@ def clean_class_name(name: str) -> str:
 def default_prompts(classes: Sequence[str]) -> Prompts:
     """One prompt a class, from its name or diagnosis code; SettingError lists the names that look like other codes."""
     cleaned = {name: DIAGNOSIS_CODES.get(clean_class_name(name), clean_class_name(name)) for name in classes}
-    codes = [name for name, prompt in cleaned.items() if _looks_like_a_code(prompt)]
+    codes = [name for name, prompt in cleaned.items() if _looks_like_a_code(prompt, name)]
     if codes:
         raise SettingError(
             f"these class names look like codes, which no text tower knows: {', '.join(codes)}. "
@@ -54,12 +91,12 @@ def default_prompts(classes: Sequence[str]) -> Prompts:
     return {name: (prompt,) for name, prompt in cleaned.items()}
 
 
-def _looks_like_a_code(prompt: str) -> bool:
-    return (
-        prompt.isascii()
-        and " " not in prompt
-        and (len(prompt) <= 2 or any(c.isdigit() for c in prompt) or not any(c in "aeiouy" for c in prompt))
-    )
+def _looks_like_a_code(prompt: str, name: str) -> bool:
+    """One short or vowelless word, one with digits, or an abbreviation such as NEV that is in no table."""
+    if not prompt.isascii() or " " in prompt:
+        return False
+    abbreviated = name.strip().isupper() and len(prompt) <= 5 and prompt == clean_class_name(name)
+    return len(prompt) <= 2 or abbreviated or any(c.isdigit() for c in prompt) or not any(c in "aeiouy" for c in prompt)
 
 
 def stored_prompts(identity: Mapping[str, Any]) -> Prompts:

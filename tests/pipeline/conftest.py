@@ -22,7 +22,7 @@ from data.samples import FOLDER_TASK, scan_folder
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
 from pipeline.teachers.prompts import default_prompts
-from pipeline.teachers.siglip import SiglipTeacher
+from pipeline.teachers.teacher import Teacher
 
 Rows = dict[tuple[str, int], bytes]
 
@@ -30,19 +30,19 @@ Rows = dict[tuple[str, int], bytes]
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`stop_at(n, error)`: from now on the teacher's n-th forward pass raises `error`, once."""
-    embed = SiglipTeacher.embed
+    embed = Teacher.embed
 
     def stop_at(n_passes: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         passes = 0
 
-        def stopping(self: SiglipTeacher, pixels: torch.Tensor) -> np.ndarray:
+        def stopping(self: Teacher, pixels: torch.Tensor) -> np.ndarray:
             nonlocal passes
             passes += 1
             if passes == n_passes:
                 raise error
             return embed(self, pixels)
 
-        monkeypatch.setattr(SiglipTeacher, "embed", stopping)
+        monkeypatch.setattr(Teacher, "embed", stopping)
 
     return stop_at
 

@@ -20,7 +20,8 @@ from data.samples import scan_folder
 from data.views import ViewPolicy, draw, render, witness
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import SettingError
-from pipeline.teachers.siglip import SiglipTeacher
+from pipeline.teachers.loading import open_teacher
+from pipeline.teachers.teacher import Teacher
 
 ROW_ARRAYS = ("params", "witness", "logits", "feature")
 
@@ -50,7 +51,7 @@ def test_rows_hold_the_drawn_numbers_the_witness_and_the_logits_of_their_view(
 ) -> None:
     reader, samples = CacheReader(tiny_cache), scan_folder(tiny_data).of_split("train")
     prompts = {name: tuple(texts) for name, texts in reader.manifest.identity["teacher"]["prompts"].items()}
-    teacher = SiglipTeacher(str(tiny_teacher), prompts, device="cpu", precision="fp32")
+    teacher = open_teacher(str(tiny_teacher), list(prompts), prompts, device="cpu", precision="fp32")
     for sample in samples[:4]:
         row = int(reader.row(reader.find([sample.key]), [2])[0])
         expected = draw(ViewPolicy(), sample.key, 2, 0)
@@ -74,20 +75,20 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_arrays(
     tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, calls = tmp_path / "t.h5", 0
-    embed = SiglipTeacher.embed
+    embed = Teacher.embed
 
-    def interrupted(self: SiglipTeacher, pixels: torch.Tensor) -> np.ndarray:
+    def interrupted(self: Teacher, pixels: torch.Tensor) -> np.ndarray:
         nonlocal calls
         calls += 1
         if calls == 15:
             raise KeyboardInterrupt
         return embed(self, pixels)
 
-    monkeypatch.setattr(SiglipTeacher, "embed", interrupted)
+    monkeypatch.setattr(Teacher, "embed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_cache(tiny_data, out, tiny_build)
     assert not out.exists()
-    monkeypatch.setattr(SiglipTeacher, "embed", embed)
+    monkeypatch.setattr(Teacher, "embed", embed)
     resumed = build_cache(tiny_data, out, tiny_build)
     assert 0 < resumed.n_computed < resumed.n_rows == 120
     assert_same_arrays(out, tiny_cache)
@@ -122,19 +123,22 @@ def test_another_recipe_is_refused_and_the_file_left_alone(
     assert out.read_bytes() == tiny_cache.read_bytes()
 
 
-def test_bad_images_are_all_listed_at_the_end_and_the_rest_is_kept(
-    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+def test_bad_images_are_all_listed_before_the_teacher_starts(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "images")
     bad = sorted(data.glob("train/*/00001.png"))[:2]
     for number, path in enumerate(bad):
         path.write_bytes(b"\x89PNG\r\n\x1a\n broken %d" % number)
-    with pytest.raises(BadImage, match=r"2 of 60 images cannot be decoded") as caught:
-        build_cache(data, tmp_path / "t.h5", tiny_build)
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "embed", lambda *_: pytest.fail("the teacher started"))
+        with pytest.raises(BadImage, match=r"2 of 60 images cannot be decoded; the teacher has not started") as caught:
+            build_cache(data, tmp_path / "t.h5", tiny_build)
     assert all(str(path) in str(caught.value) for path in bad)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
     for path in bad:
         path.unlink()
-    assert build_cache(data, tmp_path / "t.h5", tiny_build).n_computed == 0
+    assert build_cache(data, tmp_path / "t.h5", tiny_build).n_computed == 120 - 2 * 3
 
 
 def test_settings_out_of_range_say_what_they_got() -> None:
@@ -164,13 +168,13 @@ def test_every_forward_pass_has_the_same_number_of_rows(
     tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    embed = SiglipTeacher.embed
+    embed = Teacher.embed
 
-    def watched(self: SiglipTeacher, pixels: torch.Tensor) -> np.ndarray:
+    def watched(self: Teacher, pixels: torch.Tensor) -> np.ndarray:
         sizes.append(len(pixels))
         return embed(self, pixels)
 
-    monkeypatch.setattr(SiglipTeacher, "embed", watched)
+    monkeypatch.setattr(Teacher, "embed", watched)
     build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, batch_size=7))
     assert set(sizes) == {7}
     assert len(sizes) == -(-120 // 7)

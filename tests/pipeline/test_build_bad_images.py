@@ -14,7 +14,7 @@ import pytest
 from cache import CacheReader
 from data.errors import BadImage, DataError, UnreadableImage
 from data.options import ScanOptions
-from data.samples import SampleSet, content_key, scan_folder
+from data.samples import content_key
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import PipelineError
@@ -81,22 +81,26 @@ def replaced(path: Path) -> None:
 
 @pytest.mark.parametrize("happens", [gone, replaced])
 @pytest.mark.parametrize("scan", [ScanOptions(), SKIP])
+@pytest.mark.parametrize(
+    ("after", "told", "n_left"),
+    [("scan_folder", "the teacher has not started", 120), ("find_bad_files", "else is computed and sealed", 3)],
+)
 def test_an_image_that_could_not_be_read_ends_the_build_keeps_the_rest_and_is_not_called_bad(
-    happens: Callable[[Path], None], scan: ScanOptions, data: Path, tiny_build: BuildConfig, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    after: str, told: str, n_left: int, happens: Callable[[Path], None], scan: ScanOptions, data: Path,
+    tiny_build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """As with a network drive that went away for a while."""
     out, path = tmp_path / "t.h5", sorted(data.glob("train/*/*.png"))[0]
-    content = path.read_bytes()
+    content, original = path.read_bytes(), getattr(module, after)
 
-    def scan_and_then(*args: Any) -> SampleSet:
-        found = scan_folder(*args)
+    def and_then(*args: Any) -> Any:
+        found = original(*args)
         happens(path)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "scan_folder", scan_and_then)
-        with pytest.raises(UnreadableImage, match=r"(?s)1 of 60 images could not be read; .* computed and sealed\. "
+        patch.setattr(module, after, and_then)
+        with pytest.raises(UnreadableImage, match=rf"(?s)1 of 60 images could not be read; .*{told}\. "
                            "Repeat the same command") as caught:  # fmt: skip
             build_cache(data, out, tiny_build, scan)
     assert str(path) in str(caught.value)
@@ -104,7 +108,7 @@ def test_an_image_that_could_not_be_read_ends_the_build_keeps_the_rest_and_is_no
     assert not out.exists()
     path.write_bytes(content)
     result = build_cache(data, out, tiny_build, scan)
-    assert (result.n_computed, result.n_rows, listed(out)) == (3, 120, None)
+    assert (result.n_computed, result.n_rows, listed(out)) == (n_left, 120, None)
 
 
 def test_without_bad_images_nothing_is_listed(tiny_cache: Path) -> None:

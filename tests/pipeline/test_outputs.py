@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import SettingError
 from pipeline.outputs import check_output_file, check_output_folder
-from pipeline.teachers import siglip
+from pipeline.teachers import loading
 from pipeline.train import _Training
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -29,7 +29,7 @@ def one_error(
         (tmp_path / "folder").mkdir()
         (tmp_path / "file").write_text("mine")
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(siglip, "_load", no_work)
+        monkeypatch.setattr(loading, "_load", no_work)
         monkeypatch.setattr(_Training, "run_epochs", no_work)
         given = {"DATA": tiny_data, "TEACHER": tiny_teacher, "CACHE": tiny_cache, "RUN": tiny_run}
         code, out, err = cli(*(given.get(word, word) for word in words))

@@ -15,8 +15,9 @@ from transformers import AutoModel, AutoProcessor
 from data.samples import FOLDER_TASK, scan_folder
 from data.views import CLEAN_ROW, render
 from pipeline.errors import TeacherError
+from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import Prompts, default_prompts
-from pipeline.teachers.siglip import SiglipTeacher, resolve_precision
+from pipeline.teachers.teacher import Teacher, resolve_precision
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def prompts(tiny_data: Path) -> Prompts:
     return default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
 
 
-def load(folder: Path, prompts: Prompts, precision: str = "fp32") -> SiglipTeacher:
-    return SiglipTeacher(str(folder), prompts, device="cpu", precision=precision)
+def load(folder: Path, prompts: Prompts, precision: str = "fp32") -> Teacher:
+    return open_teacher(str(folder), list(prompts), prompts, device="cpu", precision=precision)
 
 
 def noise(n: int, size_px: int = 32) -> torch.Tensor:
@@ -94,7 +95,7 @@ def test_half_precision_stays_near_fp32(tiny_teacher: Path, prompts: Prompts) ->
 def test_rows_that_are_not_finite_are_refused_with_the_remedy(tiny_teacher: Path, prompts: Prompts) -> None:
     teacher = load(tiny_teacher, prompts)
     with torch.no_grad():
-        teacher._tower.post_layernorm.bias.fill_(float("nan"))
+        teacher._tower.vision.post_layernorm.bias.fill_(float("nan"))
     with pytest.raises(TeacherError, match="--precision fp32"):
         teacher.embed(noise(2))
 
@@ -106,7 +107,7 @@ def test_auto_precision_is_resolved_by_device() -> None:
 
 
 def test_a_folder_that_holds_no_teacher_is_refused(tmp_path: Path, prompts: Prompts) -> None:
-    with pytest.raises(TeacherError, match="is not a SigLIP teacher"):
+    with pytest.raises(TeacherError, match="is not a SigLIP or CLIP model"):
         load(tmp_path, prompts)
     with pytest.raises(TeacherError, match="no such teacher folder"):
         load(tmp_path / "nothing", prompts)
@@ -131,7 +132,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny_teacher: Path, prompts:
     with pytest.raises(TeacherError, match=r"lacks 1 weights, which would be random \(first: vision_"):
         load(broken, prompts)
     (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(TeacherError, match="is not a SigLIP teacher"):
+    with pytest.raises(TeacherError, match="is not a SigLIP or CLIP model"):
         load(broken, prompts)
 
 

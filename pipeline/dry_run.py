@@ -1,0 +1,194 @@
+"""What a cache would cost, before it is built: images, views, bytes, FLOPs, hours here and on three GPUs, break-even.
+
+Loads the teacher and times one batch; writes nothing. Run: softlabel cache build DATA -o t.h5 --dry-run
+V views, N images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cache import CacheReader
+from cache.layout import Dims
+from data.loaders import default_workers, read_sample
+from data.options import ScanOptions
+from data.samples import Sample, SampleSet, scan_folder
+from data.views import draw, render
+from pipeline.bad_images import find_bad_files, refuse_or_tell, without
+from pipeline.build import default_batch_size
+from pipeline.outputs import check_output_file
+from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher
+from pipeline.teachers.teacher import Teacher
+from pipeline.wanted import planned_dims, wanted_rows
+
+GPUS_TFLOPS = {"T4": 65.0, "A100": 312.0, "H100 SXM": 989.0}
+"""Dense fp16 tensor-core peaks, from NVIDIA's data sheets."""
+UTILISATION = 0.4
+"""Share of the peak that a vision transformer is assumed to reach; not measured here."""
+STUDENT_EPOCHS = 40
+"""Of one student run, the default of `softlabel train`."""
+_TIMED_S = 20.0
+"""The timed batch is made smaller where a whole one would take longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """What `cache build` would do."""
+
+    out: Path
+    n_images: int
+    n_views: int
+    """To be computed."""
+    n_done: int
+    """Views that the output has already."""
+    n_bad: int
+    n_student_forwards: int
+    """Of a teacher that sits in the training loop of one student."""
+    dims: Dims
+    """Sizes of the finished file."""
+    gflop_per_view: float
+    device: str
+    precision: str
+    forward_s: float
+    """Seconds a view in the teacher, from the timed batch."""
+    n_timed: int
+    """Views in the timed batch."""
+    render_s: float
+    """Seconds a view for decoding and rendering, on one core."""
+    workers: int
+
+    @property
+    def hours_here(self) -> float:
+        """Rendering hides behind the teacher where workers do it, and adds to it where none do."""
+        a_view = max(self.forward_s, self.render_s / self.workers) if self.workers else self.forward_s + self.render_s
+        return self.n_views * a_view / 3600
+
+    def hours_on(self, tflops: float) -> float:
+        """At UTILISATION of a GPU's peak."""
+        return self.n_views * self.gflop_per_view / (tflops * 1e3 * UTILISATION) / 3600
+
+    @property
+    def break_even_runs(self) -> float:
+        """Student runs after which the whole cache has cost fewer teacher passes than a teacher in the loop."""
+        return (self.n_views + self.n_done) / self.n_student_forwards
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        bad = f", {self.n_bad:,} of them no whole image" if self.n_bad else ""
+        yield f"images      {self.n_images:,}{bad}"
+        yield f"views       {self.n_views:,} to compute, {self.n_done:,} stand already in {self.out}"
+        objects = {name: spec.n_bytes for name, spec in self.dims.specs().items() if not name.startswith("crc32/")}
+        listed = ", ".join(f"{name} {_bytes(n)}" for name, n in sorted(objects.items(), key=lambda item: -item[1])[:6])
+        yield f"bytes       {_bytes(self.dims.n_bytes)} in the end, twice that for a moment: {listed}"
+        total = self.gflop_per_view * self.n_views / 1e6
+        yield f"compute     {self.gflop_per_view:,.4g} GFLOP a view, {total:,.3g} PFLOP in all"
+        limit = " (rendering is the limit: more --workers)" if self._is_render_bound else ""
+        yield (
+            f"here        {_duration(self.hours_here)} on {self.device} in {self.precision}{limit}: "
+            f"{self.forward_s * 1e3:,.3g} ms a view in the teacher (a batch of {self.n_timed}), "
+            f"{self.render_s * 1e3:.3g} ms to decode and render it on one core, {self.workers} workers"
+        )
+        elsewhere = ", ".join(f"{name} {_duration(self.hours_on(peak))}" for name, peak in GPUS_TFLOPS.items())
+        yield f"elsewhere   {elsewhere} (assumed: {UTILISATION:.0%} of the dense fp16 peak, fast enough loaders)"
+        runs = self.break_even_runs
+        yield (
+            f"break-even  one student of {STUDENT_EPOCHS} epochs with the teacher in its loop takes "
+            f"{self.n_student_forwards:,} teacher passes, the cache {self.n_views + self.n_done:,}: it is cheaper from "
+            f"student run {max(1, math.ceil(runs)):,} on ({runs:.2g} runs)"
+        )
+
+    @property
+    def _is_render_bound(self) -> bool:
+        return bool(self.workers) and self.render_s / self.workers > self.forward_s
+
+
+def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: ScanOptions = ScanOptions()) -> BuildPlan:
+    """What `build_cache` with these arguments would do; the same errors for the same mistakes."""
+    check_output_file(out)
+    out = Path(out)
+    images = scan_folder(data, scan)
+    teacher = prepare_teacher(images, config)
+    manifest = manifest_of(images, teacher, config)
+    reader = CacheReader(out) if out.exists() else None
+    done = reader.pairs() if reader and reader.recipe_id == manifest.recipe_id else set()
+    wanted = wanted_rows(images, config.views, done)
+    bad = find_bad_files([sample for sample, _ in wanted])
+    refuse_or_tell(bad, len(images.samples), "nothing was written", skip=scan.skip_bad_images)
+    wanted = without(bad, wanted)
+    n_views = sum(len(views) for _, views in wanted)
+    dims = planned_dims(
+        manifest, images.samples, n_views + len(done), feature_shapes(teacher, config), names=config.names
+    )
+    any_samples = [sample for sample, _ in wanted[:4]] or list(images.samples[:4])
+    render_s, views = _timed_rendering(any_samples, config, teacher.size_px)
+    gflop, forward_s, n_timed = _timed_batch(teacher, views, config.batch_size or default_batch_size(teacher.device))
+    return BuildPlan(
+        out=out, n_images=len(images.samples), n_views=n_views, n_done=len(done), n_bad=len(bad),
+        n_student_forwards=_student_forwards(images), dims=dims, gflop_per_view=gflop, device=teacher.device,
+        precision=teacher.precision, forward_s=forward_s, n_timed=n_timed, render_s=render_s,
+        workers=default_workers(teacher.device) if config.workers is None else config.workers,
+    )  # fmt: skip
+
+
+def _student_forwards(images: SampleSet) -> int:
+    """Every train image once an epoch; validation images once."""
+    n_train = sum(sample.split == "train" for sample in images.samples)
+    return STUDENT_EPOCHS * n_train + sum(sample.split == "val" for sample in images.samples)
+
+
+def _timed_rendering(samples: list[Sample], config: BuildConfig, size_px: int) -> tuple[float, torch.Tensor]:
+    """(seconds a view, uint8 [views, 3, S, S])."""
+    started = time.perf_counter()
+    views = []
+    for sample in samples:
+        image = read_sample(sample)
+        rows = [draw(config.policy, sample.key, view, config.seed) for view in range(config.views)]
+        views += [render(image, row, size_px, config.policy.geometry) for row in rows]
+    return (time.perf_counter() - started) / len(views), torch.stack(views)
+
+
+def _timed_batch(teacher: Teacher, views: torch.Tensor, batch_size: int) -> tuple[float, float, int]:
+    """(GFLOP a view, seconds a view, views in the timed batch); the pass that is counted warms up, too."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    # Neither the fused attention of a CPU nor that of MultiheadAttention is in the counter's table.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        started = time.perf_counter()
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            teacher.embed(views[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    first_s = time.perf_counter() - started
+    n_timed = max(1, min(batch_size, int(_TIMED_S / first_s)))
+    batch = views[torch.arange(n_timed) % len(views)]
+    if teacher.device != "cpu":
+        teacher.embed(batch)  # kernels are chosen and memory is taken at the first batch of a size
+    started = time.perf_counter()
+    teacher.embed(batch)
+    return counter.get_total_flops() / 1e9, (time.perf_counter() - started) / n_timed, n_timed
+
+
+def _bytes(n: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:,.3g} {unit}" if unit != "bytes" else f"{n:,.0f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 3600:
+        return "under 1 s"
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"

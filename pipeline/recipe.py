@@ -1,0 +1,147 @@
+"""The settings of stage one, and what follows from them: the loaded teacher and what the cache will claim of itself.
+
+Never computes a row. Changing what stands in the identity makes another recipe (`cache.manifest`).
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from cache import Manifest
+from cache.rows import FeatureShapes
+from data.decode import DECODER_VERSION
+from data.samples import FOLDER_TASK, SampleSet
+from data.views import COLUMNS, ViewPolicy
+from pipeline.errors import SettingError, TeacherError, did_you_mean
+from pipeline.process import MAX_SEED, resolve_device
+from pipeline.targets import SEEN
+from pipeline.teachers.description import TeacherDescription, read_description
+from pipeline.teachers.hub import DEFAULT_TEACHER
+from pipeline.teachers.loading import open_teacher
+from pipeline.teachers.prompts import PromptSource, stored_prompts
+from pipeline.teachers.teacher import PRECISIONS, Teacher, resolve_precision
+
+log = logging.getLogger(__name__)
+
+IDENTITY_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What a cache is to hold and how it is computed."""
+
+    teacher: str = DEFAULT_TEACHER
+    """A folder, file or name of a teacher of any kind (`pipeline.teachers.loading`)."""
+    teacher_config: Path | None = None
+    """YAML that describes a teacher which does not describe itself: classes, size_px, mean, std."""
+    views: int = 8
+    """Views of each train image, the clean one included; 1 to 65,535."""
+    seed: int = 0
+    """Seed of the views; part of the cache's identity."""
+    prompts: Path | None = None
+    """YAML file, class -> prompt or list of prompts; None makes prompts of the class names."""
+    templates: tuple[str, ...] = ()
+    """Sentences around each prompt, such as "a dermatoscopic image of {}"."""
+    precision: str = "auto"
+    """auto, fp32, fp16 or bf16; part of the identity, once resolved."""
+    batch_size: int | None = None
+    """Views in a forward pass, constant for the whole build; None is 64 on a GPU and 16 on a CPU."""
+    device: str = "auto"
+    workers: int | None = None
+    """Processes that decode and render; None is none beside a CPU teacher, else all cores but one."""
+    policy: ViewPolicy = ViewPolicy()
+    embedding: bool = True
+    """Store the image embeddings (2.3 kB a view with MedSigLIP) beside the logits, where the teacher has any."""
+    names: bool = True
+    """Store relative paths, for people."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.views <= 65_535:
+            raise SettingError(f"views must be in 1..65535, got {self.views}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SettingError(f"seed must be in 0..2**63-1, got {self.seed}")
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"precision must be one of {', '.join(PRECISIONS)}, got '{self.precision}'")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise SettingError(f"batch_size must be positive, got {self.batch_size}")
+        if self.workers is not None and self.workers < 0:
+            raise SettingError(f"workers must not be negative, got {self.workers}")
+
+
+def prepare_teacher(images: SampleSet, config: BuildConfig) -> Teacher:
+    """Load the teacher, print its prompts, and refuse one whose answers could be of no use for these images."""
+    classes = images.classes[FOLDER_TASK]
+    _check_class_names(classes)
+    device = resolve_device(config.device)
+    description = read_description(config.teacher_config) if config.teacher_config else TeacherDescription()
+    teacher = open_teacher(
+        config.teacher, classes, PromptSource(file=config.prompts, templates=config.templates),
+        description=description, device=device, precision=resolve_precision(config.precision, device),
+    )  # fmt: skip
+    for name, texts in stored_prompts({"teacher": teacher.identity}).items():
+        log.info("prompt  %s: %s", name, " | ".join(texts))
+    if unknown := [name for name in classes if name not in teacher.classes]:
+        found = f"the teacher does not know {len(unknown)} of the {len(classes)} classes of the images (first: "
+        found += f"'{unknown[0]}'{did_you_mean(unknown[0], teacher.classes)}); it knows {len(teacher.classes):,}: "
+        found += ", ".join(teacher.classes[:8]) + (", ..." if len(teacher.classes) > 8 else "")
+        if not (teacher.has_embedding and config.embedding):
+            raise TeacherError(f"{found}. Rename its classes by --teacher-config FILE, or rename the folders")
+        log.warning("%s. Its logits cannot teach; its embeddings can: softlabel cache probe", found)
+    return teacher
+
+
+def _check_class_names(classes: Iterable[str]) -> None:
+    """The names of folders can be bytes that are no text; neither prompts nor a manifest can hold those."""
+    if wrong := [name for name in classes if name.encode(errors="ignore").decode() != name]:
+        raise SettingError(f"these class folders have names that are not UTF-8: {', '.join(wrong)}; rename them")
+
+
+def feature_shapes(teacher: Teacher, config: BuildConfig) -> FeatureShapes:
+    """What is stored beside the logits of a row: feature name -> shape."""
+    embedding: FeatureShapes = {"embedding": (teacher.head.input_size,)}
+    seen: FeatureShapes = {SEEN: ()}
+    return {
+        **(embedding if config.embedding and teacher.has_embedding else {}),
+        **(seen if teacher.fitted_on is not None else {}),
+    }
+
+
+def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Manifest:
+    """All of it but what is known once rows are computed."""
+    other_tasks = {task: names for task, names in images.classes.items() if task != FOLDER_TASK}
+    identity = {
+        "identity_version": IDENTITY_VERSION,
+        "tasks": [
+            {"name": task, "classes": list(names)}
+            for task, names in {FOLDER_TASK: teacher.classes, **other_tasks}.items()
+        ],
+        "teacher": teacher.identity,
+        "preprocessing": teacher.preprocessing,
+        "precision": teacher.precision,
+        "views": {**config.policy.to_identity(), "seed": str(config.seed)},
+        "view_columns": list(COLUMNS),
+        "decoder_version": DECODER_VERSION,
+    }
+    import torchvision
+    import transformers
+
+    provenance = {
+        # Of a folder or file its name alone: a path may name a person.
+        "teacher": Path(config.teacher).resolve().name if Path(config.teacher).exists() else config.teacher,
+        "teacher_parameters": teacher.n_parameters,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    return Manifest(identity, provenance)

@@ -1,0 +1,255 @@
+"""Image classifiers as teachers: of torchvision, of timm, of transformers, or any module that gives logits.
+
+Never trains. Where the last layer is linear, it becomes the head and what flows into it the embedding, so that a probe
+can replace it later; else the outputs are the logits. B batch, C classes, D embedding, S pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import SettingError, TeacherError, did_you_mean, first_line
+from pipeline.students import build_student, student_names
+from pipeline.teachers.description import TeacherDescription
+from pipeline.teachers.heads import Head, LinearHead, OutputHead
+from pipeline.teachers.hub import LOADING_ERRORS, check_network
+from pipeline.teachers.preprocessing import read_preprocessing
+from pipeline.teachers.teacher import LoadedModel, weights_digest
+from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
+
+log = logging.getLogger(__name__)
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+_NESTED_IN = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A classifier as its library gives it, on the CPU in float32."""
+
+    module: nn.Module
+    """Normalised float32 [B, 3, S, S] -> logits [B, C]."""
+    kind: str
+    architecture: str
+    size_px: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    outputs: tuple[str, ...] | None = None
+    """Class names in the order of the outputs; None where the model does not say."""
+    image_processor: Any = None
+    digest: str | None = None
+    """What stands for the weights, where their tensors are not all."""
+    fitted_on: frozenset[bytes] | None = None
+
+
+def classifier_teacher(found: Classifier, description: TeacherDescription, data_classes: Sequence[str]) -> LoadedModel:
+    """Take a classifier apart. What `description` says wins over what the model says of itself.
+
+    Outputs without names are taken for the sorted class names of the data, as torchvision's ImageFolder numbers them.
+    """
+    size_px = description.size_px or found.size_px
+    tower, linear, n_outputs = _take_apart(found.module.eval(), found.kind, size_px)
+    outputs = _unique(_output_names(description.classes or found.outputs, n_outputs, data_classes))
+    order = sorted(range(n_outputs), key=outputs.__getitem__)
+    head: Head = OutputHead(tuple(order)) if linear is None else linear.columns(order)
+    identity = {
+        "kind": found.kind,
+        "architecture": found.architecture,
+        "weights_sha256": found.digest or weights_digest(found.module),
+        "outputs": list(outputs),
+        "head": "outputs" if linear is None else "linear",
+    }
+    return LoadedModel(
+        tower=tower, head=head, classes=tuple(outputs[i] for i in order), size_px=size_px,
+        mean=description.mean or found.mean, std=description.std or found.std, identity=identity,
+        image_processor=found.image_processor, fitted_on=found.fitted_on,
+    )  # fmt: skip
+
+
+def _output_names(declared: Sequence[str] | None, n_outputs: int, data_classes: Sequence[str]) -> list[str]:
+    if declared is not None and len(declared) == n_outputs:
+        return list(declared)
+    if declared is not None:
+        raise TeacherError(f"the teacher has {n_outputs} outputs, but {len(declared)} class names are given for them")
+    if n_outputs == len(data_classes):
+        names = sorted(data_classes)
+        log.info("the teacher does not name its outputs: taken for %s, in this order", ", ".join(names))
+        return names
+    raise TeacherError(
+        f"the teacher has {n_outputs} outputs and does not name them, the images have {len(data_classes)} classes: "
+        "name the outputs by --teacher-config FILE, YAML with a line `classes: [...]` in the order of the outputs"
+    )
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """ImageNet has two classes called crane and two called maillot."""
+    counts: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counts[name] += 1
+        found.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return found
+
+
+@torch.inference_mode()
+def _take_apart(module: nn.Module, kind: str, size_px: int) -> tuple[nn.Module, LinearHead | None, int]:
+    """(tower, head if the last layer is linear, number of outputs); tried on noise."""
+    noise = torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    try:
+        logits = module(noise)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise TeacherError(f"the teacher cannot take {size_px} x {size_px} pixels ({first_line(error)})") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise TeacherError(f"the teacher answers with a {type(logits).__name__}, expected one row of logits an image")
+    name, last = next(((n, m) for n, m in reversed(list(module.named_modules())) if type(m) is nn.Linear), ("", None))
+    if kind == "torchscript" or last is None or last.out_features != logits.shape[1] or not name:
+        return module, None, logits.shape[1]
+    module.set_submodule(name, nn.Identity())
+    embedding = module(noise)
+    if embedding.shape == (2, last.in_features) and torch.equal(last(embedding), logits):
+        bias = torch.zeros(last.out_features) if last.bias is None else last.bias
+        return module, LinearHead(last.weight.double().numpy(), bias.double().numpy()), logits.shape[1]
+    module.set_submodule(name, last)
+    return module, None, logits.shape[1]
+
+
+def torchvision_classifier(name: str, weights: str, n_classes: int, description: TeacherDescription) -> Classifier:
+    """`weights` is a file with a state dict, or the name of weights that torchvision offers (empty: its default)."""
+    import torchvision
+
+    if name not in student_names():
+        raise SettingError(f"no torchvision classifier is called '{name}'{did_you_mean(name, student_names())}")
+    if Path(weights).is_file():
+        size_px = description.size_px or 224
+        module = build_student(name, len(description.classes or ()) or n_classes, size_px)
+        load_weights(module, Path(weights))
+        return Classifier(module=module, kind="torchvision", architecture=name, size_px=size_px)
+    choices = torchvision.models.get_model_weights(name)
+    if weights and weights not in choices.__members__:
+        offered = ", ".join(choices.__members__)
+        raise SettingError(f"no file '{weights}', and {name} has no such weights; torchvision offers: {offered}")
+    chosen = choices[weights] if weights else choices.DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rsplit("/", 1)[-1]
+    try:
+        if not file.exists():
+            check_network("download.pytorch.org")
+        module = torchvision.models.get_model(name, weights=chosen, progress=False)
+    except LOADING_ERRORS as error:
+        raise TeacherError(
+            f"cannot load {name} {chosen.name}: {first_line(error)}; without a network, put {chosen.url} at {file}"
+        ) from error
+    shape = chosen.transforms()
+    return Classifier(
+        module=module, kind="torchvision", architecture=name, size_px=int(shape.crop_size[0]),
+        mean=tuple(shape.mean), std=tuple(shape.std), outputs=tuple(chosen.meta["categories"]),
+    )  # fmt: skip
+
+
+def timm_classifier(name: str, weights: str, n_classes: int, description: TeacherDescription) -> Classifier:
+    """`weights` is a file with a state dict; empty takes the pretrained ones of the hub."""
+    try:
+        import timm
+    except ImportError as error:
+        raise SettingError("timm is not installed: pip install '.[timm]'") from error
+    if not timm.is_model(name.split(".")[0]):
+        raise SettingError(f"no timm model is called '{name}'{did_you_mean(name, timm.list_models())}")
+    if weights:
+        if not Path(weights).is_file():
+            raise SettingError(f"no such weights file: {weights}")
+        module = timm.create_model(name, pretrained=False, num_classes=len(description.classes or ()) or n_classes)
+        load_weights(module, Path(weights))
+        outputs = None
+    else:
+        module, outputs = _pretrained_timm(timm, name)
+    shape = timm.data.resolve_model_data_config(module)
+    return Classifier(
+        module=module, kind="timm", architecture=name, size_px=int(shape["input_size"][-1]),
+        mean=tuple(shape["mean"]), std=tuple(shape["std"]), outputs=outputs,
+    )  # fmt: skip
+
+
+def _pretrained_timm(timm: Any, name: str) -> tuple[nn.Module, tuple[str, ...] | None]:
+    from huggingface_hub import try_to_load_from_cache
+
+    described = timm.get_pretrained_cfg(name)
+    if described is None or not described.has_weights:
+        raise SettingError(f"timm has no pretrained weights for '{name}': pass a file, timm:{name}:FILE")
+    try:
+        cached = try_to_load_from_cache(described.hf_hub_id or "", "model.safetensors") if described.hf_hub_id else None
+        if not isinstance(cached, str):
+            check_network("huggingface.co")
+        module = timm.create_model(name, pretrained=True)
+    except LOADING_ERRORS as error:
+        raise TeacherError(
+            f"cannot load timm's {name}: {first_line(error)}; without a network, pass a file: timm:{name}:FILE"
+        ) from error
+    if described.num_classes != 1000:
+        return module, None
+    info = timm.data.ImageNetInfo()
+    return module, tuple(info.index_to_description(i) for i in range(1000))
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a state dict (.safetensors, or what torch.save wrote) in full; TeacherError lists what does not fit."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (*LOADING_ERRORS, EOFError, pickle.UnpicklingError) as error:
+        raise TeacherError(f"{path} holds no weights that can be loaded safely: {first_line(error)}") from error
+    for key in _NESTED_IN:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TeacherError(f"{path} holds no state dict: save it by torch.save(model.state_dict(), FILE)")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise TeacherError(f"{path} does not fit: {' '.join(str(error).split())[:400]}") from error
+
+
+class _LogitsOf(nn.Module):
+    """transformers answers with an object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=pixel_values).logits
+        return logits
+
+
+def transformers_classifier(source: str, config: Any, local_files_only: bool) -> Classifier:
+    """A fine-tuned checkpoint; ValueError where its classifier would be random, as for any model without one."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from pipeline.teachers.dual_encoder import check_no_random_weights
+
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        source, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=local_files_only,
+        output_loading_info=True,
+    )  # fmt: skip
+    check_no_random_weights(loading)
+    image_processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
+    size_px, mean, std = read_preprocessing(image_processor)
+    names = [str(config.id2label[i]) for i in range(len(config.id2label))]
+    return Classifier(
+        module=_LogitsOf(model), kind="transformers", architecture=config.architectures[0], size_px=size_px,
+        mean=mean, std=std, outputs=None if all(map(_UNNAMED.fullmatch, names)) else tuple(names),
+        image_processor=image_processor,
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""The one door of teachers: what a user names -> a loaded teacher. Each kind's own module does the loading.
+
+| `--teacher`                       | what it is                                                                  |
+|-----------------------------------|-----------------------------------------------------------------------------|
+| DIR or OWNER/NAME                 | a transformers checkpoint: SigLIP, CLIP, or an image classifier              |
+| torchvision:NAME[:WEIGHTS]        | a torchvision classifier; WEIGHTS: a file, or a name such as IMAGENET1K_V2   |
+| timm:NAME[:FILE]                  | a timm classifier                                                            |
+| FILE.pt                           | a TorchScript classifier, such as `softlabel export` writes                  |
+| RUN                               | a finished run of `softlabel train`                                          |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import SettingError, TeacherError
+from pipeline.runs import RunFolder
+from pipeline.teachers.classifiers import (
+    Classifier,
+    classifier_teacher,
+    timm_classifier,
+    torchvision_classifier,
+    transformers_classifier,
+)
+from pipeline.teachers.description import TeacherDescription
+from pipeline.teachers.dual_encoder import DualEncoder, dual_encoder_from, zero_shot_teacher
+from pipeline.teachers.hub import load_local_first, quiet_transformers
+from pipeline.teachers.prompts import Prompts, PromptSource
+from pipeline.teachers.scripted import student_classifier, torchscript_classifier
+from pipeline.teachers.teacher import LoadedModel, Teacher
+
+FITTED_ON = "fitted_on.json"
+
+
+def open_teacher(
+    source: str,
+    classes: Sequence[str],
+    prompts: PromptSource | Prompts,
+    *,
+    description: TeacherDescription | None = None,
+    device: str,
+    precision: str,
+) -> Teacher:
+    """Load whatever `source` names for images of these classes; `precision` is a resolved one.
+
+    Raises TeacherError or SettingError for what is not there, not a teacher, or not described well enough.
+    """
+    return Teacher(
+        _load(source, classes, prompts, description or TeacherDescription()), device=device, precision=precision
+    )
+
+
+def _load(
+    source: str, classes: Sequence[str], prompts: PromptSource | Prompts, description: TeacherDescription
+) -> LoadedModel:
+    found = _find(source, len(classes), description)
+    if isinstance(found, Classifier):
+        if isinstance(prompts, PromptSource) and prompts.is_given:
+            raise SettingError(f"{source} is a classifier, which reads no prompts: leave --prompts and --template out")
+        return classifier_teacher(found, description, classes)
+    if description != TeacherDescription():
+        raise SettingError(f"{source} describes itself: leave --teacher-config out")
+    texts = prompts.texts_of(classes) if isinstance(prompts, PromptSource) else prompts
+    return zero_shot_teacher(found, texts, _fitted_on(Path(source)))
+
+
+def _find(source: str, n_classes: int, description: TeacherDescription) -> Classifier | DualEncoder:
+    library, _, rest = source.partition(":")
+    if library in ("torchvision", "timm") and rest:
+        name, _, weights = rest.partition(":")
+        of_library = torchvision_classifier if library == "torchvision" else timm_classifier
+        return of_library(name, weights, n_classes, description)
+    path = Path(source)
+    if path.is_file():
+        return torchscript_classifier(path)
+    if path.is_dir() and (RunFolder(path).best.exists() or RunFolder(path).last.exists()):
+        return student_classifier(path)
+
+    def load(local_files_only: bool) -> Classifier | DualEncoder:
+        from transformers import AutoConfig
+
+        quiet_transformers()
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        if any(str(name).endswith("ForImageClassification") for name in config.architectures or ()):
+            return transformers_classifier(source, config, local_files_only)
+        return dual_encoder_from(source, config, local_files_only)
+
+    return load_local_first(source, load, "a SigLIP or CLIP model or an image classifier")
+
+
+def _fitted_on(folder: Path) -> frozenset[bytes] | None:
+    """The images that `softlabel teacher fit` fitted it on, where it did."""
+    path = folder / FITTED_ON
+    if not path.is_file():
+        return None
+    try:
+        return frozenset(bytes.fromhex(key) for key in json.loads(path.read_text(encoding="utf-8"))["keys"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TeacherError(f"{path} is damaged ({error}): fit the teacher anew, or remove that file") from error
