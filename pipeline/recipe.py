@@ -24,7 +24,7 @@ from pipeline.process import MAX_SEED, resolve_device
 from pipeline.targets import SEEN
 from pipeline.teachers.description import TeacherDescription, read_description
 from pipeline.teachers.hub import DEFAULT_TEACHER
-from pipeline.teachers.loading import open_teacher
+from pipeline.teachers.loading import name_without_path, open_teacher
 from pipeline.teachers.prompts import PromptSource, stored_prompts
 from pipeline.teachers.teacher import PRECISIONS, Teacher, resolve_precision
 
@@ -133,8 +133,7 @@ def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Man
     import transformers
 
     provenance = {
-        # Of a folder or file its name alone: a path may name a person.
-        "teacher": Path(config.teacher).resolve().name if Path(config.teacher).exists() else config.teacher,
+        "teacher": name_without_path(config.teacher),
         "teacher_parameters": teacher.n_parameters,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}",

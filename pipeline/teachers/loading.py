@@ -32,6 +32,7 @@ from pipeline.teachers.scripted import student_classifier, torchscript_classifie
 from pipeline.teachers.teacher import LoadedModel, Teacher
 
 FITTED_ON = "fitted_on.json"
+_LIBRARIES = ("torchvision", "timm")
 
 
 def open_teacher(
@@ -52,6 +53,15 @@ def open_teacher(
     )
 
 
+def name_without_path(source: str) -> str:
+    """What others may read: of a folder or file its name alone, as a path may name a person."""
+    library, _, rest = source.partition(":")
+    if library in _LIBRARIES and rest:
+        name, _, weights = rest.partition(":")
+        return ":".join((library, name, *([Path(weights).name] if weights else ())))
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
 def _load(
     source: str, classes: Sequence[str], prompts: PromptSource | Prompts, description: TeacherDescription
 ) -> LoadedModel:
@@ -68,7 +78,7 @@ def _load(
 
 def _find(source: str, n_classes: int, description: TeacherDescription) -> Classifier | DualEncoder:
     library, _, rest = source.partition(":")
-    if library in ("torchvision", "timm") and rest:
+    if library in _LIBRARIES and rest:
         name, _, weights = rest.partition(":")
         of_library = torchvision_classifier if library == "torchvision" else timm_classifier
         return of_library(name, weights, n_classes, description)

@@ -95,8 +95,10 @@ class Teacher:
         half_weights = (device, precision) == ("cpu", "bf16")
         self._weights_dtype = torch.bfloat16 if half_weights else torch.float32
         # With half weights, the ones they were made of stay until the first batch has been compared with them.
-        self._exact_tower = copy.deepcopy(model.tower).eval().requires_grad_(False) if half_weights else None
-        self._tower = model.tower.to(device=device, dtype=self._weights_dtype).eval().requires_grad_(False)
+        for parameter in model.tower.parameters():
+            parameter.requires_grad_(False)
+        self._exact_tower = copy.deepcopy(model.tower).eval() if half_weights else None
+        self._tower = model.tower.to(device=device, dtype=self._weights_dtype).eval()
         self._mean_3 = torch.tensor(self.mean, device=device, dtype=torch.float32).view(1, 3, 1, 1)
         self._std_3 = torch.tensor(self.std, device=device, dtype=torch.float32).view(1, 3, 1, 1)
 

@@ -21,7 +21,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
-from pipeline.teachers.prompts import default_prompts
+from pipeline.teachers.prompts import Prompts, default_prompts
 from pipeline.teachers.teacher import Teacher
 
 Rows = dict[tuple[str, int], bytes]
@@ -45,6 +45,12 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(Teacher, "embed", stopping)
 
     return stop_at
+
+
+@pytest.fixture(scope="session")
+def prompts(tiny_data: Path) -> Prompts:
+    """The default prompts of the tiny data."""
+    return default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
 
 
 @pytest.fixture(scope="session")

@@ -12,17 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
-from data.samples import FOLDER_TASK, scan_folder
 from data.views import CLEAN_ROW, render
 from pipeline.errors import TeacherError
 from pipeline.teachers.loading import open_teacher
-from pipeline.teachers.prompts import Prompts, default_prompts
+from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import Teacher, resolve_precision
-
-
-@pytest.fixture(scope="module")
-def prompts(tiny_data: Path) -> Prompts:
-    return default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
 
 
 def load(folder: Path, prompts: Prompts, precision: str = "fp32") -> Teacher:
