@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingError
-from pipeline.teachers.prompts import DIAGNOSIS_CODES, clean_class_name, default_prompts, read_prompts
+from pipeline.teachers.prompts import DIAGNOSIS_CODES, PromptSource, clean_class_name, default_prompts, read_prompts
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,33 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"mel: caf\xe9\n")
     with pytest.raises(SettingError, match="is not YAML"):
         read_prompts(tmp_path / "bytes.yaml", ["mel"])
+
+
+def test_templates_multiply_the_prompts_of_names_and_files_alike(tmp_path: Path) -> None:
+    two = ("a photo of {}", "{}, dermatoscopy")
+    found = PromptSource(templates=two).texts_of(["mel", "nv"])
+    assert found == {
+        "mel": ("a photo of melanoma", "melanoma, dermatoscopy"),
+        "nv": ("a photo of melanocytic nevus", "melanocytic nevus, dermatoscopy"),
+    }
+    file = tmp_path / "prompts.yaml"
+    file.write_text("mel: [dark skin, black mole]\nnv: mole")
+    found = PromptSource(file=file, templates=("a {}",)).texts_of(["mel", "nv"])
+    assert found == {"mel": ("a dark skin", "a black mole"), "nv": ("a mole",)}
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} {}", "{name}", "{} {", ""])
+def test_a_template_without_exactly_one_place_for_the_prompt_is_refused(template: str) -> None:
+    with pytest.raises(SettingError, match=r"exactly one \{\}"):
+        PromptSource(templates=(template,))
+
+
+@pytest.mark.parametrize("classes", [["ACX", "melanoma"], ["CT", "MR"], ["NEVX", "mole"]])
+def test_abbreviations_that_are_in_no_table_are_refused(classes: list[str]) -> None:
+    with pytest.raises(SettingError, match=f"look like codes.*{classes[0]}"):
+        default_prompts(classes)
+
+
+def test_pad_ufes_codes_are_expanded_and_short_words_are_words() -> None:
+    assert default_prompts(["ACK", "NEV"]) == {"ACK": ("actinic keratosis",), "NEV": ("melanocytic nevus",)}
+    assert default_prompts(["cat", "dog"]) == {"cat": ("cat",), "dog": ("dog",)}

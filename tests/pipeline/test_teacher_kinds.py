@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import RunError, SettingError, TeacherError
 from pipeline.export import export
 from pipeline.recompute import recompute_rows
+from pipeline.targets import SEEN
 from pipeline.teachers.description import TeacherDescription, read_description
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import PromptSource
@@ -168,6 +171,28 @@ def test_clip_logits_equal_logits_per_image_of_the_whole_model(
     found = teacher.head.logits(teacher.embed(pixels))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
     assert found.std(axis=1).min() > 0.01
+
+
+def test_rows_of_images_that_the_teacher_was_fitted_on_are_marked_as_seen(
+    few_images: Path, tiny_teacher: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    learned = {sample.key for sample in scan_folder(few_images).of_split("train")[:4]}
+    (folder / "fitted_on.json").write_text(json.dumps({"format": 1, "keys": [key.hex() for key in learned]}))
+    config = dataclasses.replace(tiny_build, teacher=str(folder))
+    reader = CacheReader(build_cache(few_images, tmp_path / "t.h5", config).path)
+    seen = reader.feature(slice(None), SEEN).astype(bool)
+    assert {key for key, marked in zip(keys_of_rows(reader), seen, strict=True) if marked} == learned
+    assert reader.recipe_id == CacheReader(build_cache(few_images, tmp_path / "u.h5", tiny_build).path).recipe_id
+    with pytest.raises(SettingError, match=r"have the features embedding, seen, this teacher's would have embedding"):
+        build_cache(few_images, tmp_path / "t.h5", dataclasses.replace(tiny_build, views=4))
+    (folder / "fitted_on.json").write_text("{}")
+    with pytest.raises(TeacherError, match="is damaged"):
+        build_cache(few_images, tmp_path / "v.h5", config)
+
+
+def keys_of_rows(reader: CacheReader) -> list[bytes]:
+    return [bytes(reader.keys[owner]) for owner in reader.sample_of_row]
 
 
 MISTAKES: dict[str, tuple[str, type[Exception], str]] = {
