@@ -1,25 +1,34 @@
-"""What does stage one cost at MedSigLIP's full size? Random weights of the real architecture, the real command.
+"""How near is stage one to the bare forward pass at MedSigLIP's full size? Random weights, the real build.
 
 Makes a folder with a SiglipModel of google/medsiglip-448's shape (878 M parameters, 3.5 GB; built on the meta device
-and filled with small random numbers, since the real weights are gated) and runs `softlabel cache build` on the images
-as a process of its own. Prints seconds a view and the peak memory of that process.
+and filled with small random numbers, since the real weights are gated). Then, in turns: a whole `build_cache` (its
+views/s from the first image to the last row), and the same number of views through the image tower alone, already
+normalised and on the device, at the same batch and precision. Prints the ratio of each round, their median, a profile
+of one build, and the peak memory of a build as a process of its own.
 Run: python benchmarks/full_size_teacher.py DATA --work FOLDER --images 2 --views 4
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import contextlib
+import cProfile
+import pstats
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.samples import FOLDER_TASK, scan_folder
+from pipeline.build import BuildConfig, build_cache
+from pipeline.process import resolve_device
+from pipeline.teachers.dual_encoder import load_dual_encoder
 from pipeline.teachers.fit import SmallSiglip, new_siglip
 from pipeline.teachers.prompts import default_prompts
 
@@ -64,6 +73,70 @@ def few_images(source: Path, folder: Path, count: int) -> None:
             shutil.copy(sample.path, folder / "train" / name)
 
 
+class BareTower:
+    """The image tower and nothing else, on tensors that are where they are needed."""
+
+    def __init__(self, folder: Path, device: str, precision: str, batch_size: int) -> None:
+        dual = load_dual_encoder(str(folder))
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+        weights = half if (device, precision) == ("cpu", "bf16") else torch.float32
+        self._tower = dual.image_tower().to(device=device, dtype=weights).eval().requires_grad_(False)
+        size_px = dual.model.config.vision_config.image_size
+        self._pixels = torch.randn(batch_size, 3, size_px, size_px).to(device=device, dtype=weights)
+        self._autocast: Any = contextlib.nullcontext()
+        if precision != "fp32" and weights == torch.float32:
+            self._autocast = torch.autocast(device, half)
+        self._device, self._batch_size = device, batch_size
+
+    @torch.inference_mode()
+    def views_per_s(self, n_views: int) -> float:
+        """Speed over at least so many views, in whole batches."""
+        n_batches = -(-n_views // self._batch_size)
+        started = time.perf_counter()
+        for _ in range(n_batches):
+            with self._autocast:
+                embedding = self._tower(self._pixels)
+            embedding.float().cpu()  # as the build does; on a GPU this waits for the pass
+        return n_batches * self._batch_size / (time.perf_counter() - started)
+
+
+def build(images: Path, out: Path, config: BuildConfig) -> float:
+    """Views/s of one build into a new file."""
+    out.unlink(missing_ok=True)
+    result = build_cache(images, out, config)
+    return result.n_computed / result.wall_s
+
+
+def print_profile(images: Path, out: Path, config: BuildConfig) -> None:
+    """Seconds of one build by what it did, of the part that counts for views/s."""
+    profile = cProfile.Profile()
+    profile.enable()
+    build(images, out, config)
+    profile.disable()
+    stats: Any = pstats.Stats(profile)
+    found = {name: total for (_, _, name), (_, _, _, total, _) in stats.stats.items()}
+    whole = found["_compute"]
+    parts = {
+        "teacher": "embed",
+        "decode and render": "__getitem__",
+        "add rows, seal": "add",
+        "fp32 check": "compare_with_fp32",
+    }
+    for what, function in parts.items():
+        print(
+            f"  profile  {what:18} {found.get(function, 0.0):7.2f} s of {whole:.2f} ({found.get(function, 0.0) / whole:.2%})"
+        )
+
+
+def peak_gb(images: Path, out: Path, config: BuildConfig) -> float:
+    """Peak resident memory of the command as a process of its own."""
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "softlabel", "cache", "build", str(images), "-o", str(out), "--views", "1"]
+    command += ["--teacher", config.teacher, "--precision", config.precision, "--batch-size", str(config.batch_size)]
+    subprocess.run([*command, "--device", config.device], check=True, stdout=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -71,27 +144,36 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--precisions", nargs="+", default=["fp32"])
     arguments = parser.parse_args()
-    images, teacher = arguments.work / "images", arguments.work / "teacher"
+    images, teacher, out = (arguments.work / name for name in ("images", "teacher", "t.h5"))
     shutil.rmtree(images, ignore_errors=True)
     few_images(arguments.data, images, arguments.images)
     if not (teacher / "model.safetensors").exists():
         classes = scan_folder(images).classes[FOLDER_TASK]
         make_full_size(teacher, [text for texts in default_prompts(classes).values() for text in texts])
+    device, n_views = resolve_device(arguments.device), arguments.images * arguments.views
+    print(f"{device}, {torch.get_num_threads()} threads, {n_views} views a round, batches of {arguments.batch_size}")
     for precision in arguments.precisions:
-        out = arguments.work / f"{precision}.h5"
-        out.unlink(missing_ok=True)
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "softlabel", "cache", "build", str(images), "-o", str(out)]
-        command += ["--teacher", str(teacher), "--precision", precision]
-        command += ["--views", str(arguments.views), "--batch-size", str(arguments.batch_size)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        views_per_s = float(re.findall(r"([\d.]+) views/s", done.stdout)[0])
-        # The largest child so far: run the leaner precision first.
-        peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-        wall_s = time.perf_counter() - started
-        print(f"{precision}: {1 / views_per_s:.2f} s a view, {wall_s:.0f} s in all, peak memory {peak_gb:.1f} GB")
+        config = BuildConfig(
+            teacher=str(teacher), views=arguments.views, batch_size=arguments.batch_size, precision=precision,
+            device=device, workers=arguments.workers,
+        )  # fmt: skip
+        # The largest child so far: name the leaner precision first.
+        print(f"{precision}: peak memory of a build {peak_gb(images, out, config):.1f} GB")
+        bare = BareTower(teacher, device, precision, arguments.batch_size)
+        bare.views_per_s(1)
+        ratios = []
+        for number in range(arguments.rounds):
+            before, ours, after = bare.views_per_s(n_views), build(images, out, config), bare.views_per_s(n_views)
+            theirs = 2 / (1 / before + 1 / after)
+            ratios.append(ours / theirs)
+            print(f"  round {number + 1}: build {ours:.3f}, bare forward {theirs:.3f} views/s, ratio {ratios[-1]:.3f}")
+        print(f"{precision}: cache build / bare forward {statistics.median(ratios):.3f} (median)")
+        print_profile(images, out, config)
 
 
 if __name__ == "__main__":
