@@ -116,16 +116,10 @@ def print_profile(images: Path, out: Path, config: BuildConfig) -> None:
     stats: Any = pstats.Stats(profile)
     found = {name: total for (_, _, name), (_, _, _, total, _) in stats.stats.items()}
     whole = found["_compute"]
-    parts = {
-        "teacher": "embed",
-        "decode and render": "__getitem__",
-        "add rows, seal": "add",
-        "fp32 check": "compare_with_fp32",
-    }
+    parts = {"teacher": "embed", "decode and render": "__getitem__", "add and seal": "add", "fp32": "compare_with_fp32"}
     for what, function in parts.items():
-        print(
-            f"  profile  {what:18} {found.get(function, 0.0):7.2f} s of {whole:.2f} ({found.get(function, 0.0) / whole:.2%})"
-        )
+        spent = found.get(function, 0.0)
+        print(f"  profile  {what:18} {spent:7.2f} s of {whole:.2f} ({spent / whole:.2%})")
 
 
 def peak_gb(images: Path, out: Path, config: BuildConfig) -> float:
