@@ -40,7 +40,7 @@ from pipeline.errors import SettingError
 from pipeline.matching import MatchedScores, check_classes, match_images
 from pipeline.outputs import check_output_file
 from pipeline.process import MAX_SEED, deferred_interrupts
-from pipeline.scores import KINDS, PROBABILITY_FLOOR, ScoreTable, read_scores
+from pipeline.scores import IMPORTED, KINDS, PROBABILITY_FLOOR, ScoreTable, read_scores
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ImportConfig:
     seed: int = 0
     """Seed of the views; part of the cache's identity."""
     name: str | None = None
-    """What people call the teacher; None is the name of the table's file."""
+    """What people call the teacher; None is the name of the table's file without suffix."""
     partial: bool = False
     """Leave out images without scores and scores without an image, instead of stopping."""
     workers: int | None = None
@@ -140,10 +140,10 @@ def _manifest(table: ScoreTable, config: ImportConfig, n_raised: int) -> Manifes
         "identity_version": IDENTITY_VERSION,
         "tasks": [{"name": FOLDER_TASK, "classes": list(table.classes)}],
         "teacher": {
-            "kind": "imported",
+            "kind": IMPORTED,
             "scores_sha256": table.sha256(),
             "as": config.kind,
-            "scored": "view" if table.has_views else "clean image",
+            "of": "each view" if table.has_views else "the clean image",
         },
         "preprocessing": {"size_px": SIZE_PX},
         "precision": "fp32",
@@ -152,7 +152,7 @@ def _manifest(table: ScoreTable, config: ImportConfig, n_raised: int) -> Manifes
         "decoder_version": DECODER_VERSION,
     }
     provenance = {
-        "teacher": config.name or table.path.name,
+        "teacher": config.name or table.path.stem,
         "scores": table.path.name,
         "raised_probabilities": n_raised,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

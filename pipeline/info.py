@@ -9,6 +9,7 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from pipeline.scores import imported_from
 from pipeline.teachers.prompts import stored_prompts
 
 
@@ -28,6 +29,7 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
         "recipe_id": reader.recipe_id,
         "cache_id": reader.cache_id,
         "content_id": reader.content_id,
+        "imported_from": imported_from(reader.manifest),
         "identity": reader.manifest.identity,
         "provenance": reader.manifest.provenance,
     }
@@ -46,7 +48,14 @@ def describe_cache_as_text(path: str | Path) -> str:
         lines.append(f"left out    {found['skipped']:,} images that could not be decoded")
     for task in identity["tasks"]:
         lines.append(f"task        {task['name']}: {len(task['classes'])} classes: {', '.join(task['classes'])}")
-    lines.append(f"teacher     {provenance.get('teacher', 'unknown')}, {_how(identity, provenance)}")
+    how, teacher, source = (
+        identity.get("precision", "unknown precision"),
+        identity.get("teacher"),
+        found["imported_from"],
+    )
+    if source:
+        how = f"imported from {source} as {teacher.get('as')} of {teacher.get('of')}"
+    lines.append(f"teacher     {provenance.get('teacher', 'unknown')}, {how}")
     for name, texts in stored_prompts(identity).items():
         lines.append(f"prompt      {name}: {' | '.join(texts)}")
     for name, shape in found["features"].items():
@@ -54,12 +63,3 @@ def describe_cache_as_text(path: str | Path) -> str:
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
     return "\n".join(map(printable, lines))
-
-
-def _how(identity: dict[str, Any], provenance: dict[str, Any]) -> str:
-    """How the teacher's answers came about: its precision, or the table they were imported from."""
-    teacher = identity.get("teacher")
-    if isinstance(teacher, dict) and teacher.get("kind") == "imported":
-        source = provenance.get("scores", "a table")
-        return f"imported from {source}: {teacher.get('as')} of each {teacher.get('scored')}"
-    return str(identity.get("precision", "unknown precision"))

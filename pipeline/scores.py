@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import math
 from array import array
 from collections.abc import Sequence
@@ -19,10 +20,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import Manifest
 from cache.layout import logits_dtype
 from data.errors import bullet_list
 from pipeline.errors import PipelineError
 from pipeline.score_arrays import read_arrays
+
+log = logging.getLogger(__name__)
 
 KINDS = ("logits", "probabilities")
 IMAGE_COLUMNS = ("image", "image_id", "filename", "path", "name")
@@ -34,6 +38,10 @@ PROBABILITY_FLOOR = 1e-7
 float32 stops to tell small from nothing."""
 _SUM_TOLERANCE = 1e-3
 """How far the sum of a row may be from 1: ten classes rounded to four digits."""
+
+
+IMPORTED = "imported"
+"""The kind of teacher, in an identity, whose answers came as a table."""
 
 
 class ScoresError(PipelineError, ValueError):
@@ -105,6 +113,13 @@ class ScoreTable:
             f"{int(wrong_R.sum()):,} of {len(wrong_R):,} rows of {self.path} are no probabilities, expected numbers in "
             f"[0, 1] that sum to 1 within {_SUM_TOLERANCE:g}. Are they raw scores or logarithms? --as logits\n{listed}"
         )
+
+
+def imported_from(manifest: Manifest) -> str | None:
+    """The name of the file that a cache was imported from; None for any other cache."""
+    teacher, source = manifest.identity.get("teacher"), manifest.provenance.get("scores")
+    is_imported = isinstance(teacher, dict) and teacher.get("kind") == IMPORTED
+    return (source if isinstance(source, str) else "SCORES") if is_imported else None
 
 
 def read_scores(path: str | Path) -> ScoreTable:
@@ -184,7 +199,8 @@ class _CsvRows:
         self._lines: list[int] = []
         self._views, self._scores = array("q"), array("d")
         self._problems: list[tuple[int, str]] = []
-        self._not_numbers: dict[int, list[tuple[int, str]]] = {}
+        self._not_numbers: dict[int, list[tuple[int, str]]] = {at: [] for at in self._class_at}
+        self._n_texts = dict.fromkeys(self._class_at, 0)
 
     def add(self, line: int, cells: list[str]) -> None:
         """One row; a wrong one is noted."""
@@ -200,30 +216,30 @@ class _CsvRows:
         self._views.append(int(view))
         for at in self._class_at:
             value = _number(cells[at])
-            if not math.isfinite(value):
-                self._not_numbers.setdefault(at, []).append((line, cells[at].strip()))
-            self._scores.append(value)
+            self._n_texts[at] += value is None
+            if value is None or not math.isfinite(value):
+                self._not_numbers[at].append((line, cells[at].strip()))
+            self._scores.append(math.nan if value is None else value)
 
     def table(self) -> ScoreTable:
-        """All rows; ScoresError lists all problems."""
-        problems = []
-        for at, found in self._not_numbers.items():
-            if len(found) == len(self._lines) > 1:
-                problems.append(f"column '{self._header[at]}' holds no numbers, and is no class: remove it")
-            else:
-                self._problems += [
-                    (line, f"{self._header[at]} is {repr(cell) if cell else 'empty'}, expected a number")
-                    for line, cell in found
-                ]
-        problems += [f"line {line}: {problem}" for line, problem in sorted(self._problems)]
-        if problems:
-            raise _wrong(self._path, problems)
+        """All rows; ScoresError lists all problems. Columns without one number, such as labels, are left out."""
+        texts = [at for at in self._class_at if self._n_texts[at] == len(self._lines) > 0]
+        numbers = [at for at in self._class_at if at not in texts]
+        if names := [self._header[at] for at in texts if self._header[at]]:
+            log.info("these columns of %s hold no number and are left out: %s", self._path, ", ".join(names))
+        self._problems += [
+            (line, f"{self._header[at]} is {repr(cell) if cell else 'empty'}, expected a number")
+            for at in numbers for line, cell in self._not_numbers[at]
+        ]  # fmt: skip
+        if self._problems:
+            raise _wrong(self._path, [f"line {line}: {problem}" for line, problem in sorted(self._problems)])
+        scores_RC = np.array(self._scores, np.float64).reshape(len(self._lines), len(self._class_at))
         return ScoreTable(
             path=self._path,
             images=self._images,
             views_R=np.array(self._views, np.int64),
-            classes=tuple(self._header[at] for at in self._class_at),
-            scores_RC=np.array(self._scores, np.float64).reshape(len(self._lines), len(self._class_at)),
+            classes=tuple(self._header[at] for at in numbers),
+            scores_RC=scores_RC[:, [self._class_at.index(at) for at in numbers]],
             places=[f"line {line}" for line in self._lines],
         )
 
@@ -236,11 +252,11 @@ def _image_column(path: Path, header: list[str]) -> int:
     return named[0] if named else 0
 
 
-def _number(cell: str) -> float:
+def _number(cell: str) -> float | None:
     try:
         return float(cell)
     except ValueError:
-        return math.nan
+        return None
 
 
 def _check(table: ScoreTable) -> None:
