@@ -216,14 +216,14 @@ def test_probabilities_of_0_have_the_logarithm_of_the_floor() -> None:
 
 def test_rows_that_are_no_probabilities_are_listed() -> None:
     table = of_scores([[0.5, 0.5], [0.7, 0.7], [-0.5, 1.5], [0.6, 0.4009], [50, 50]])
-    with pytest.raises(ScoresError, match="3 of 5 rows of s.csv are no probabilities.*--as logits") as caught:
+    with pytest.raises(ScoresError, match=r"3 of 5 rows of s\.csv are no probabilities.*--as logits") as caught:
         table.logits("probabilities")
     lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
     assert lines == ["line 3: 1.png sums to 1.4", "line 4: 2.png has -0.5", "line 6: 4.png sums to 100"]
 
 
 def test_logits_that_are_all_probabilities_are_refused_and_one_row_that_is_none_makes_them_logits() -> None:
-    with pytest.raises(ScoresError, match="look like probabilities: each of the 2 rows .* Pass --as probabilities"):
+    with pytest.raises(ScoresError, match=r"look like probabilities: each of the 2 rows .* Pass --as probabilities"):
         of_scores([[0.5, 0.5], [1, 0]]).logits("logits")
     logits, n_raised = of_scores([[0.5, 0.5], [1, 0.1]]).logits("logits")
     assert (logits.tolist(), n_raised) == ([[0.5, 0.5], [1, np.float32(0.1)]], 0)
