@@ -213,6 +213,7 @@ def _write(
                 )  # fmt: skip
                 progress.update(len(item.view))
                 check_interrupt()
+            check_interrupt()
         except KeyboardInterrupt:
             writer.seal()
             raise

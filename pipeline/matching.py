@@ -72,7 +72,7 @@ def match_images(
         lacking = [view for view in range(n_views[sample.key]) if view not in found.row_of.get(sample.key, {})]
         # A file that is no image could not be scored: whether it may be left out is not decided here.
         if lacking and not (skip_bad_images and not is_decodable(sample)):
-            which = f", views {', '.join(map(str, lacking))}" if table.has_views else ""
+            which = f", views {_short(lacking)}" if table.has_views else ""
             missing.append(f"no scores of {sample.name}{which}")
         else:
             kept.append(sample)
@@ -171,6 +171,10 @@ class _ImageNames:
                 encoded = b""
             self._key_of[name] = content_key(encoded) if encoded else None
         return self._key_of[name]
+
+
+def _short(views: list[int]) -> str:
+    return ", ".join([*map(str, views[:8]), *(["..."] if len(views) > 8 else [])])
 
 
 def _plain(text: str) -> str:

@@ -34,8 +34,10 @@ VIEW_COLUMN = "view"
 MAX_BYTES = 2**31
 """Of a table, once unpacked: 5 million rows of 100 float32 scores."""
 PROBABILITY_FLOOR = 1e-7
-"""Smaller probabilities count as this one, whose logarithm is -16.1: about float32's own step at 1, where a softmax in
-float32 stops to tell small from nothing."""
+"""Smaller probabilities count as this one, whose logarithm is -16.1: about the step of float32 below 1, so that the sum
+of a float32 row cannot tell it from 0."""
+_MAX_LISTED = 1_000
+"""Wrong cells of one column that are kept for the message: a file of text in the place of a table stays cheap."""
 _SUM_TOLERANCE = 1e-3
 """How far the sum of a row may be from 1: ten classes rounded to four digits."""
 
@@ -217,7 +219,7 @@ class _CsvRows:
         for at in self._class_at:
             value = _number(cells[at])
             self._n_texts[at] += value is None
-            if value is None or not math.isfinite(value):
+            if (value is None or not math.isfinite(value)) and len(self._not_numbers[at]) < _MAX_LISTED:
                 self._not_numbers[at].append((line, cells[at].strip()))
             self._scores.append(math.nan if value is None else value)
 

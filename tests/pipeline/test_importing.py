@@ -24,6 +24,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, SampleSet, scan_folder
 from data.views import ViewPolicy, draw
 from pipeline import importing as module
+from pipeline.errors import SettingError
 from pipeline.importing import ImportConfig, import_scores
 from pipeline.targets import TeacherTargets
 from pipeline.train import TrainConfig, train
@@ -165,7 +166,9 @@ def test_classes_beyond_those_of_the_images_are_kept(
 ) -> None:
     said = logits_of(scan_folder(few_images))
     path = write_csv(tmp_path / "s.csv", ["image", "a wart", *classes], ([n, 9, *z.tolist()] for n, z in said.items()))
-    reader = CacheReader(import_scores(path, few_images, tmp_path / "t.h5", LOGITS).path)
+    config = ImportConfig(kind="logits", views=1, names=False)
+    reader = CacheReader(import_scores(path, few_images, tmp_path / "t.h5", config).path)
+    assert reader.names is None
     assert reader.tasks[FOLDER_TASK] == ("a wart", *classes)
     assert set(reader.logits(slice(0, reader.n_rows))[:, 0]) == {9}
 
@@ -250,6 +253,16 @@ def test_bad_images_stop_an_import_before_its_cache_appears_or_are_left_out_and_
     bad.write_bytes(content)
     assert import_scores(scores, data, out, LOGITS).n_imported == 3
     assert rows_of(out) == rows_of(imported)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"kind": "percent"}, "logits or probabilities, got 'percent'"), ({"views": 0}, r"in 1\.\.65535, got 0"),
+     ({"seed": -1}, "got -1"), ({"workers": -1}, "got -1")],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_with_the_value(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        ImportConfig(**({"kind": "logits"} | wrong))
 
 
 def one_error(result: tuple[int, str, str]) -> str:
@@ -347,7 +360,18 @@ def test_ctrl_c_and_a_full_disk_name_the_line_that_goes_on(
     cli: Cli, scores: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     stop_at: Callable[[int, type[BaseException]], None], file_limit: Callable[[int], AbstractContextManager[None]],
 ) -> None:  # fmt: skip
-    words = ["cache", "import", str(scores), str(tiny_data), "-o", str(tmp_path / "t.h5"), "--as", "logits"]
+    words = [
+        "cache",
+        "import",
+        str(scores),
+        str(tiny_data),
+        "-o",
+        str(tmp_path / "t.h5"),
+        "--as",
+        "logits",
+        "--views",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", ["softlabel", *words])
     stop_at(9, KeyboardInterrupt)
     code, _, err = cli(*words)
