@@ -50,7 +50,7 @@ def check_classes(table: ScoreTable, images: SampleSet) -> None:
             f"{', '.join(table.classes)}. Give the columns the names of the class folders:\n{listed}"
         )
     if extra:
-        log.info("these classes of the teacher are none of %s, and are kept: %s", images.root, ", ".join(extra))
+        log.info("classes that %s has no images of, for teacher and student alike: %s", images.root, ", ".join(extra))
 
 
 def match_images(

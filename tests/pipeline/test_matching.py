@@ -184,7 +184,7 @@ def test_classes_of_the_images_must_all_be_columns(images: Path, caplog: pytest.
     object.__setattr__(scores, "classes", ("a", "b", "c"))
     with caplog.at_level(logging.INFO):
         check_classes(scores, found)
-    assert "these classes of the teacher are none of" in caplog.text
+    assert "has no images of, for teacher and student alike: c" in caplog.text
     object.__setattr__(scores, "classes", ("a", "B"))
     with pytest.raises(ScoresError, match=r"(?s)no scores for 1 of the 2 classes of .*; it has a, B\. .*\n  b$"):
         check_classes(scores, found)

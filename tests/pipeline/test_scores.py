@@ -146,7 +146,7 @@ def test_an_npz_damaged_anywhere_is_refused_or_read_as_it_was(tmp_path: Path) ->
         sound, n_refused = buffer.getvalue(), 0
         (tmp_path / "s.npz").write_bytes(sound)
         expected = read_scores(tmp_path / "s.npz").sha256()
-        for _ in range(150):
+        for _ in range(80):
             damaged = bytearray(sound)
             damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
             cut = len(damaged) if draw.random() < 0.8 else draw.randrange(len(damaged))
@@ -155,7 +155,7 @@ def test_an_npz_damaged_anywhere_is_refused_or_read_as_it_was(tmp_path: Path) ->
                 assert read_scores(tmp_path / "s.npz").sha256() == expected
             except ScoresError:
                 n_refused += 1
-        assert n_refused > 50
+        assert n_refused > 25
 
 
 def test_an_npz_that_unpacks_to_more_than_the_limit_is_refused_before_it_does(
