@@ -6,7 +6,7 @@ Never writes. Used by everything that makes a cache from images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from cache import CacheReader, SegmentedWriter
 from cache.manifest import SKIPPED
 from data.checks import undecodable
 from data.errors import BadImage, UnreadableImage, bullet_list
+from data.loaders import SampleViews
 from data.samples import Sample
 from pipeline.wanted import Wanted
 
@@ -85,3 +86,12 @@ def skipped_field(writer: SegmentedWriter, bad: Iterable[BadFile]) -> Mapping[st
     present = {key.hex() for key, _ in writer.done}
     left_out = [{"key": key, "reason": reason} for key, reason in sorted(reasons.items()) if key not in present]
     return {SKIPPED: left_out} if reasons else {}
+
+
+def good_ones(items: Iterable[SampleViews], bad: list[BadFile]) -> Iterator[SampleViews]:
+    """Those that could be rendered; the others join `bad`: files that changed since they were checked."""
+    for item in items:
+        if item.error:
+            bad.append(BadFile(item.sample, item.error, item.unreadable))
+        else:
+            yield item

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from cache.rows import FeatureShapes
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, SampleSet, scan_folder
-from pipeline.bad_images import BadFile, find_bad_files, refuse_or_tell, skipped_field, without
+from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.checks import FirstBatch, record, tell_pixel_difference
 from pipeline.errors import OutOfMemory, SettingError
 from pipeline.outputs import check_output_file
@@ -176,7 +175,7 @@ def _compute(
     n_computed = 0
     progress = tqdm(total=sum(len(v) for _, v in wanted), unit="view", disable=None, smoothing=0.1)
     with progress, deferred_interrupts() as check_interrupt:
-        decoded = _good_ones(teacher_loader(dataset, workers), bad)
+        decoded = good_ones(teacher_loader(dataset, workers), bad)
         first_batch = FirstBatch(writer, teacher)
 
         def after_pass(pixels: Tensor, embedding: NDArray[np.float32]) -> None:
@@ -210,11 +209,3 @@ def _add(
         logits={FOLDER_TASK: teacher.head.logits(embedding)}, features=features,
         name=item.sample.name if config.names else None,
     )  # fmt: skip
-
-
-def _good_ones(items: Iterable[SampleViews], bad: list[BadFile]) -> Iterator[SampleViews]:
-    for item in items:
-        if item.error:
-            bad.append(BadFile(item.sample, item.error, item.unreadable))
-        else:
-            yield item

@@ -18,6 +18,7 @@ import click
 
 from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
+from pipeline.commands.imports import cache_import
 from pipeline.commands.student import evaluate, export, predict, train
 
 
@@ -105,5 +106,6 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
         tune_allocator()
 
 
+cache.add_command(cache_import)
 for command in (demo, cache, train, evaluate, export, predict):
     cli.add_command(command)

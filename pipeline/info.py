@@ -9,6 +9,7 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from pipeline.scores import imported_from
 from pipeline.teachers.prompts import stored_prompts
 
 
@@ -28,6 +29,7 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
         "recipe_id": reader.recipe_id,
         "cache_id": reader.cache_id,
         "content_id": reader.content_id,
+        "imported_from": imported_from(reader.manifest),
         "identity": reader.manifest.identity,
         "provenance": reader.manifest.provenance,
     }
@@ -46,9 +48,14 @@ def describe_cache_as_text(path: str | Path) -> str:
         lines.append(f"left out    {found['skipped']:,} images that could not be decoded")
     for task in identity["tasks"]:
         lines.append(f"task        {task['name']}: {len(task['classes'])} classes: {', '.join(task['classes'])}")
-    lines.append(
-        f"teacher     {provenance.get('teacher', 'unknown')}, {identity.get('precision', 'unknown precision')}"
+    how, teacher, source = (
+        identity.get("precision", "unknown precision"),
+        identity.get("teacher"),
+        found["imported_from"],
     )
+    if source:
+        how = f"imported from {source} as {teacher.get('as')} of {teacher.get('of')}"
+    lines.append(f"teacher     {provenance.get('teacher', 'unknown')}, {how}")
     for name, texts in stored_prompts(identity).items():
         lines.append(f"prompt      {name}: {' | '.join(texts)}")
     for name, shape in found["features"].items():

@@ -18,6 +18,7 @@ from cache.errors import CacheMismatch
 from data.errors import bullet_list
 from data.loaders import is_decodable
 from data.samples import FOLDER_TASK, Sample
+from pipeline.scores import imported_from
 from pipeline.targets import TeacherTargets, view_policy
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ def _images(
         groups[name][at] for name in groups if name in clean
         for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
     ]  # fmt: skip
-    build = shlex.join(["softlabel", "cache", "build", data, "-o", str(reader.path)])
+    scores = imported_from(reader.manifest)
+    verb = ["build"] if scores is None else ["import", scores]
+    build = shlex.join(["softlabel", "cache", *verb, data, "-o", str(reader.path)])
     if missing and len(missing) == n_samples:
         yield (
             f"{reader.path} knows none of the {n_samples:,} images of {data}: this is another data set, or your copy "

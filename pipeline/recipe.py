@@ -5,14 +5,14 @@ Never computes a row. Changing what stands in the identity makes another recipe 
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from cache import Manifest
 from cache.rows import FeatureShapes
@@ -125,22 +125,29 @@ def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Man
         "teacher": teacher.identity,
         "preprocessing": teacher.preprocessing,
         "precision": teacher.precision,
-        "views": {**config.policy.to_identity(), "seed": str(config.seed)},
-        "view_columns": list(COLUMNS),
-        "decoder_version": DECODER_VERSION,
+        **view_identity(config.policy, config.seed),
     }
-    import torchvision
-    import transformers
-
     provenance = {
         "teacher": name_without_path(config.teacher),
         "teacher_parameters": teacher.n_parameters,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "transformers": transformers.__version__,
-        },
+        **origin("torch", "torchvision", "transformers"),
     }
     return Manifest(identity, provenance)
+
+
+def view_identity(policy: ViewPolicy, seed: int) -> dict[str, Any]:
+    """The part of an identity that says which pixels a row is about."""
+    return {
+        "views": {**policy.to_identity(), "seed": str(seed)},
+        "view_columns": list(COLUMNS),
+        "decoder_version": DECODER_VERSION,
+    }
+
+
+def origin(*packages: str) -> dict[str, Any]:
+    """The part of a provenance that says when, on what machine and with what the rows were made."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+    }
