@@ -15,13 +15,12 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
-    teacher = None
     for path in sorted(Path(sys.argv[1]).glob("*-*/test.json")):
         result = json.loads(path.read_text())
-        found.setdefault(path.parent.name.rsplit("-", 1)[0], []).append(result["student"])
-        teacher = result["teacher"] or teacher
-    if teacher:
-        found = {"the teacher itself": [teacher], **found}
+        arm = path.parent.name.rsplit("-", 1)[0]
+        found.setdefault(arm, []).append(result["student"])
+        if result["teacher"]:
+            found.setdefault(f"{arm}: its teacher", []).append(result["teacher"])
     print(f"| arm | seeds | {' | '.join(SCORES)} |\n|---|---|{'---|' * len(SCORES)}")
     for arm, runs in found.items():
         cells = []
