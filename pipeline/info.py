@@ -9,11 +9,13 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from pipeline.answers import TeacherReport
+from pipeline.gate import long_lines
 from pipeline.teachers.prompts import stored_prompts
 
 
-def describe_cache(path: str | Path) -> dict[str, Any]:
-    """Counts, ids, identity and provenance of a cache, as plain values; CacheError for anything else."""
+def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dict[str, Any]:
+    """Counts, ids, identity, provenance and the report, as plain values; CacheError for what is not a cache."""
     reader = CacheReader(path)
     views_of_sample = np.diff(reader.first_row.astype(np.int64))
     counts, n_samples = np.unique(views_of_sample, return_counts=True)
@@ -30,10 +32,11 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
         "content_id": reader.content_id,
         "identity": reader.manifest.identity,
         "provenance": reader.manifest.provenance,
+        **({"report": report.to_dict()} if report else {}),
     }
 
 
-def describe_cache_as_text(path: str | Path) -> str:
+def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None) -> str:
     """The same for people."""
     found = describe_cache(path)
     identity, provenance = found["identity"], found["provenance"]
@@ -55,4 +58,6 @@ def describe_cache_as_text(path: str | Path) -> str:
         lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
+    if report:
+        lines += long_lines(report)
     return "\n".join(map(printable, lines))
