@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from data.options import ScanOptions
 from pipeline.answers import Confusion, report_on, teacher_report, view_agreement
+from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import TeacherError
 from pipeline.targets import TeacherTargets
 
@@ -102,3 +104,13 @@ def test_any_split_of_the_data_is_reported_on(split: str | None, tiny_data: Path
     assert not report.verdict.is_near_chance
     described = report.to_dict()
     assert json.loads(json.dumps(described, allow_nan=False))["entropy_nats"].keys() == {"1", "2", "4", "8"}
+
+
+def test_a_cache_without_the_train_images_is_reported_on_as_well(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "images", ignore=shutil.ignore_patterns("train"))
+    cache = build_cache(data, tmp_path / "t.h5", tiny_build).path
+    report = report_on(cache, tiny_data, None, ScanOptions())
+    assert report.verdict.images == {"val": 15}
+    assert report.views is None
