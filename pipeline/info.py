@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
-from pipeline.answers import TeacherReport
-from pipeline.gate import long_lines
 from pipeline.teachers.prompts import stored_prompts
+
+if TYPE_CHECKING:
+    from pipeline.answers import TeacherReport
 
 
 def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dict[str, Any]:
@@ -59,5 +60,7 @@ def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
     if report:
+        from pipeline.gate import long_lines  # loads torch, for which nobody waits who asks about the file alone
+
         lines += long_lines(report)
     return "\n".join(map(printable, lines))

@@ -86,10 +86,16 @@ def test_a_permuted_class_list_is_stopped_with_the_renaming(told: Told) -> None:
 
 def test_two_swapped_classes_of_a_good_teacher_are_stopped_and_only_they_are_named(told: Told) -> None:
     swapped = np.array([0, 1, 2, 3, 5, 4, 6])[right_in(0.8, IMBALANCED)]
-    said = stopped(told(IMBALANCED, says(swapped)))
+    targets = told(IMBALANCED, says(swapped))
+    said = stopped(targets)
     assert "'class 4' images get 'class 5' (" in said
     assert "'class 5' images get 'class 4' (" in said
     assert said.count("images get") == 2
+    report = teacher_report(targets, "val", None)
+    assert any(line.startswith("verdict     the teacher's classes look renamed: ") for line in long_lines(report))
+    renaming = json.loads(json.dumps(report.to_dict()))["verdict"]["renaming"]
+    assert renaming["said_as"] == {"class 4": "class 5", "class 5": "class 4"}
+    assert renaming["balanced_accuracy"] > 0.7
 
 
 def test_a_teacher_that_confuses_two_classes_passes(told: Told) -> None:
