@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 
 N_SHUFFLES = 499
 """Of the labels, for a p-value in steps of 0.002."""
-MIN_GAIN = 0.2
-"""Recall that the classes of a renaming must gain by it on average: merely confused classes gain about nothing."""
+MIN_GAIN = 0.3
+"""Recall that the classes of a renaming must gain by it on average: merely confused classes gain about nothing.
+
+Tried on simulated nearest-prototype teachers, with 1,002 images in HAM10000's proportions: at 0.3, 95 % of swapped
+pairs are found where the teacher was over 0.6 balanced, 87 % over 0.45, and none of 400 unswapped teachers with noisy
+prompts is stopped, 1.7 % where the noise is up to three times the classes' distance. At 0.2 these are 96, 90, 0, 3.8 %.
+"""
 _N_RENAMING_SHUFFLES = 99
 """Made only where a renaming is suspected: none may look as much like one, which is p <= 0.01."""
 _MIN_Z = 3.29
