@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache import CacheReader
+from cache.errors import printable
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
@@ -198,7 +199,7 @@ class _Training:
         )  # fmt: skip
         report = teacher_report(self._val, "val", self._learn)
         for line in short_lines(report, config.temperature if config.teacher else None):
-            log.info("teacher  %s", line)
+            log.info("teacher  %s", printable(line))
         return report
 
     def restore(self, previous: dict[str, Any]) -> None:
