@@ -18,6 +18,10 @@ class TeacherError(PipelineError, ValueError):
     """A teacher that cannot be loaded, or that answers with numbers nobody can learn from."""
 
 
+class WeakTeacher(PipelineError, ValueError):
+    """A teacher whose answers are near chance, or go by other class names than the labels."""
+
+
 class OutOfMemory(PipelineError):
     """A batch that does not fit into the memory of the device."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,12 @@ from cache.errors import printable
 from pipeline.scores import imported_from
 from pipeline.teachers.prompts import stored_prompts
 
+if TYPE_CHECKING:
+    from pipeline.answers import TeacherReport
 
-def describe_cache(path: str | Path) -> dict[str, Any]:
-    """Counts, ids, identity and provenance of a cache, as plain values; CacheError for anything else."""
+
+def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dict[str, Any]:
+    """Counts, ids, identity, provenance and the report, as plain values; CacheError for what is not a cache."""
     reader = CacheReader(path)
     views_of_sample = np.diff(reader.first_row.astype(np.int64))
     counts, n_samples = np.unique(views_of_sample, return_counts=True)
@@ -32,10 +35,11 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
         "imported_from": imported_from(reader.manifest),
         "identity": reader.manifest.identity,
         "provenance": reader.manifest.provenance,
+        **({"report": report.to_dict()} if report else {}),
     }
 
 
-def describe_cache_as_text(path: str | Path) -> str:
+def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None) -> str:
     """The same for people."""
     found = describe_cache(path)
     identity, provenance = found["identity"], found["provenance"]
@@ -62,4 +66,8 @@ def describe_cache_as_text(path: str | Path) -> str:
         lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
+    if report:
+        from pipeline.gate import long_lines  # loads torch, for which nobody waits who asks about the file alone
+
+        lines += long_lines(report)
     return "\n".join(map(printable, lines))

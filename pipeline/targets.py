@@ -21,7 +21,7 @@ from data.samples import FOLDER_TASK, Sample
 from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness_tolerance
 
 SEEN = "seen"
-"""The feature that is 1 in rows of samples on which the teacher, or the head that said the row, was fitted."""
+"""Feature of a cache: 1.0 where the teacher, or the head that said this row, was fitted on this sample; else 0.0."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,36 @@ class TeacherTargets:
         """Raw logits, float32 [len(rows), C]."""
         return self.reader.logits(rows, FOLDER_TASK).astype(np.float32)
 
+    def mean_logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Raw logits, averaged over all cached views of each row's sample, float32 [len(rows), C].
+
+        The mean of logits is, up to a constant, the logarithm of the views' geometric mean: one target for every T,
+        and the q of least summed KL(q || view). A mean of probabilities would depend on T, and be flatter where views
+        are sure of different classes.
+        """
+        every, owner = self.all_rows(rows)
+        starts = np.searchsorted(owner, np.arange(len(rows)))
+        total = np.add.reduceat(self.teacher_logits(every).astype(np.float64), starts, axis=0)
+        return (total / np.bincount(owner)[:, None]).astype(np.float32)
+
+    def all_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All V rows of each row's sample, and which of `rows` each is for: int64 [sum of V] both; at least one row."""
+        sample = self.reader.sample_of_row[rows]
+        first, last = (self.reader.first_row[sample + more].astype(np.int64) for more in (0, 1))
+        owner = np.repeat(np.arange(len(rows)), last - first)
+        return np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]), owner
+
+    def seen(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows are known to be of samples that what said them was fitted on, bool [len(rows)]."""
+        if self.reader.features.get(SEEN) != ():
+            return np.zeros(len(rows), bool)
+        return np.asarray(self.reader.feature(rows, SEEN) > 0.5)
+
     def verify(self) -> None:
         """Compare all that training reads with its checksums, which also brings it into memory; CacheDamaged if not."""
         task = list(self.reader.tasks).index(FOLDER_TASK)
-        self.reader.verify_objects(["rows/params", "rows/witness", f"logits/{task}"])
+        seen = [f"features/{SEEN}"] if SEEN in self.reader.features else []
+        self.reader.verify_objects(["rows/params", "rows/witness", f"logits/{task}", *seen])
 
     def check_witness(self, size_px: int, seed: int, n_checked: int = 32) -> None:
         """Render random views of random samples as training will, and compare them with what the teacher saw.

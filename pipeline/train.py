@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache import CacheReader
-from data.errors import BadSamples
+from cache.errors import printable
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
-from data.splits import stratified_subset
+from pipeline.answers import TeacherReport, teacher_report
 from pipeline.errors import OutputExists, RunError, SettingError
+from pipeline.gate import check_teacher, short_lines
 from pipeline.inference import memory_format, normalise
 from pipeline.joining import join
 from pipeline.losses.distillation import LossParts, distillation_loss
@@ -36,11 +37,12 @@ from pipeline.outputs import check_output_folder
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
-from pipeline.targets import TeacherTargets
 from pipeline.torchscript import StudentCard
+from pipeline.validation import check_left, split_off_validation
 
 log = logging.getLogger(__name__)
 
+TARGETS = ("view", "mean")
 _N_CHECKED = 8
 """Views of a validation batch that are compared with what the teacher saw."""
 
@@ -73,6 +75,8 @@ class TrainConfig:
     seed: int = 0
     teacher: bool = True
     """False: hard labels only, on the same views; the baseline of a distilled run."""
+    target: str = "view"
+    """Soft target of a view: the teacher's answer to it, or with "mean" the mean of its answers to all the views."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -83,6 +87,8 @@ class TrainConfig:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
+        if self.target not in TARGETS:
+            raise SettingError(f"target must be {' or '.join(TARGETS)}, got {self.target!r}")
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,14 @@ def train(
     config: TrainConfig,
     *,
     resume: bool = False,
+    anyway: bool = False,
     device: str = "auto",
     workers: int | None = None,
     scan: ScanOptions = ScanOptions(),
 ) -> TrainResult:
     """Train a student, or with `resume` go on with the run in `out`.
 
+    WeakTeacher stops a new run with a teacher that nobody should learn from, unless `anyway`.
     Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
     On one machine, device and thread count a resumed run ends with the numbers of an undisturbed one.
     """
@@ -124,6 +132,9 @@ def train(
     reader = CacheReader(cache, memory_map=False)
     images = scan_folder(data, scan)
     training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
+    report = training.announce()
+    if config.teacher and previous is None and not anyway:
+        check_teacher(report, cache, data)
     if previous is not None:
         training.restore(previous)
     return training.run_epochs()
@@ -137,12 +148,12 @@ class _Training:
         workers: int | None, skip_bad_images: bool,
     ) -> None:  # fmt: skip
         self._run, self._config, self._device = run, config, device
-        learners, validators, where = _split_off_validation(images, config)
+        learners, validators, where = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
             reader, {"train": learners, "val": validators}, str(images.root),
             clean=["val"], skip_bad_images=skip_bad_images,
         )  # fmt: skip
-        _check_left(targets, images)
+        check_left(targets, images)
         self._learn, self._val = targets["train"], targets["val"]
         self._learn.verify()
         self._card = StudentCard(
@@ -170,36 +181,34 @@ class _Training:
         }  # fmt: skip
         self._epoch, self._metrics = 0, list[dict[str, Any]]()
         self._best = {"epoch": 0, "macro_f1": -1.0}
-        self._announce(artefact_bytes, where)
+        self._artefact_bytes, self._val_source = artefact_bytes, where
 
-    def _announce(self, artefact_bytes: int, val_source: str) -> None:
+    def announce(self) -> TeacherReport:
+        """Say what is trained on what; what the teacher is worth is also returned."""
         config = self._config
         n_parameters = sum(p.numel() for p in self._model.parameters())
         log.info(
             "student  %s at %d px: %.2f M parameters, %.1f MB exported (budget %g MB); %s, %d threads",
-            config.student, config.student_size_px, n_parameters / 1e6, artefact_bytes / MB, config.budget_mb,
+            config.student, config.student_size_px, n_parameters / 1e6, self._artefact_bytes / MB, config.budget_mb,
             self._device, torch.get_num_threads(),
         )  # fmt: skip
         log.info(
             "images   %s train, %s val (%s); %.3g cached views each, %d classes",
-            f"{len(self._learn.samples):,}", f"{len(self._val.samples):,}", val_source,
+            f"{len(self._learn.samples):,}", f"{len(self._val.samples):,}", self._val_source,
             self._learn.n_views_N.mean(), len(self._card.classes),
         )  # fmt: skip
-        told = classification_metrics(
-            self._val.teacher_logits(self._val.clean_rows()), self._val.labels_N, self._card.classes
-        )
-        unused = "" if config.teacher else " (not used: hard labels only)"
-        log.info(
-            "teacher  val accuracy %.3f, macro F1 %.3f; always the largest class: %.3f%s",
-            told.accuracy, told.macro_f1, told.majority_share, unused,
-        )  # fmt: skip
+        report = teacher_report(self._val, "val", self._learn)
+        for line in short_lines(report, config.temperature if config.teacher else None):
+            log.info("teacher  %s", printable(line))
+        return report
 
     def restore(self, previous: dict[str, Any]) -> None:
         """Take up a checkpoint; RunError lists every setting or input that is not the run's own."""
+        saved = asdict(TrainConfig()) | previous["config"]  # a run of an older version has no newer settings
         differing = [
-            f"{name}: the run has {previous['config'].get(name)!r}, this call {value!r}"
+            f"{name}: the run has {saved[name]!r}, this call {value!r}"
             for name, value in asdict(self._config).items()
-            if previous["config"].get(name) != value
+            if saved[name] != value
         ]
         differing += [
             f"{what} since: restore it, or start a new run with another -o" for name, what in _CHANGED.items()
@@ -280,7 +289,8 @@ class _Training:
         labels = torch.from_numpy(self._learn.labels_N[index]).to(self._device)
         told = None
         if config.teacher:
-            told = torch.from_numpy(self._learn.teacher_logits(rows_N[index])).to(self._device)
+            teacher_logits = self._learn.mean_logits if config.target == "mean" else self._learn.teacher_logits
+            told = torch.from_numpy(teacher_logits(rows_N[index])).to(self._device)
         student = self._model(normalise(pixels, self._card, self._device))
         parts = distillation_loss(student, told, labels, temperature=config.temperature, alpha=config.alpha)
         self._optimizer.zero_grad(set_to_none=True)
@@ -334,36 +344,7 @@ _CHANGED = {"seal": "the cache was extended or rebuilt", "images": "images were 
 def saved_config(run: str | Path) -> TrainConfig:
     """The settings of an interrupted run; RunError where there is none."""
     saved = RunFolder(run).load_last()["config"]
-    return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig)})
-
-
-def _split_off_validation(images: SampleSet, config: TrainConfig) -> tuple[list[Sample], list[Sample], str]:
-    """(samples to learn from, samples to validate on, where the latter come from); test is never touched."""
-    learners = images.of_split("train")
-    if "val" in images.splits:
-        _check_enough(learners, images)
-        return learners, images.of_split("val"), "split val"
-    label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in learners}
-    chosen = stratified_subset(label_of, config.val_fraction, config.seed)
-    rest = [sample for sample in learners if sample.key not in chosen]
-    _check_enough(rest, images)
-    validators = [sample for sample in learners if sample.key in chosen]
-    return rest, validators, f"{config.val_fraction:.0%} of train, by class"
-
-
-def _check_enough(learners: Sequence[Sample], images: SampleSet) -> None:
-    if len({sample.labels[FOLDER_TASK] for sample in learners}) < 2:
-        raise BadSamples(
-            f"{images.root} has too few train images: {len(learners)} without those for validation; "
-            "expected at least two classes"
-        )
-
-
-def _check_left(targets: Mapping[str, TeacherTargets], images: SampleSet) -> None:
-    """The same after images that cannot be decoded were left out."""
-    _check_enough(targets["train"].samples, images)
-    if not targets["val"].samples:
-        raise BadSamples(f"{images.root} has no val image that can be decoded: replace them, or move some from train")
+    return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig) if field.name in saved})
 
 
 def _key_digest(*groups: Sequence[Sample]) -> str:

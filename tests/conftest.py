@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.samples import FOLDER_TASK, scan_folder
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
-from pipeline.teachers.fit import SmallSiglip, new_siglip
-from pipeline.teachers.prompts import default_prompts
 from pipeline.train import TrainConfig, train
+from reliability.tiny import write_teacher
 
 TINY_TRAIN = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
 
@@ -34,23 +32,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_teacher(folder: Path, data: Path, seed: int = 0) -> Path:
-    """A SiglipModel of a few thousand weights with MedSigLIP's kind of scale and bias, saved with save_pretrained."""
-    texts = [text for texts in default_prompts(scan_folder(data).classes[FOLDER_TASK]).values() for text in texts]
-    shape = SmallSiglip(size_px=32, patch_px=8, width=32, layers=2, heads=2)
-    model = new_siglip(shape, texts, folder, seed)
-    with torch.no_grad():  # a fresh model's answers are nearly constant: a large probe token gives them some variety
-        model.vision_model.head.probe.normal_(generator=torch.Generator().manual_seed(seed))
-        model.logit_scale.fill_(4.72)
-        model.logit_bias.fill_(-16.5)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_teacher(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that AutoModel, AutoTokenizer and AutoImageProcessor load."""
-    return make_teacher(tmp_path_factory.mktemp("teacher"), tiny_data)
+    return write_teacher(tmp_path_factory.mktemp("teacher"), tiny_data)
 
 
 @pytest.fixture(scope="session")

@@ -75,12 +75,24 @@ def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **setti
 
 @cache.command("info")
 @click.argument("file", type=FILE)
+@click.option("--data", type=FILE, help="Images with labels: also say what the teacher's answers to them are worth.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of --data [val, else test, else train].")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def cache_info(file: Path, as_json: bool) -> None:
-    """What a cache holds and which teacher it is from."""
+@data_options
+def cache_info(file: Path, data: Path | None, split: str | None, as_json: bool, scan: ScanOptions) -> None:
+    """What a cache holds and which teacher it is from; with --data, whether that teacher is worth learning from."""
+    from data.options import ScanOptions
+
+    if data is None and (split is not None or scan != ScanOptions()):
+        raise click.UsageError("--split and the options of images go with --data DATA")
     from pipeline.info import describe_cache, describe_cache_as_text
 
-    click.echo(json.dumps(describe_cache(file), indent=1) if as_json else describe_cache_as_text(file))
+    report = None
+    if data is not None:
+        from pipeline.answers import report_on
+
+        report = report_on(file, data, split, scan)
+    click.echo(json.dumps(describe_cache(file, report), indent=1) if as_json else describe_cache_as_text(file, report))
 
 
 @cache.command("verify")

@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 @click.option("--val-fraction", type=float, default=0.15, show_default=True, help="Used where DATA has no val split.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--teacher/--no-teacher", default=True, help="Without: hard labels only, on the same views.")
+@click.option(
+    "--target", type=click.Choice(["view", "mean"]), default="view", show_default=True,
+    help="Soft target of a view: the teacher's answer to it, or the mean of its logits over the image's views.",
+)  # fmt: skip
+@click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @device_options
 @data_options
 @click.pass_context
 def train(
-    context: click.Context, data: Path, cache_file: Path, out: Path, resume: bool, device: str, workers: int | None,
-    scan: ScanOptions, **settings: Any,
+    context: click.Context, data: Path, cache_file: Path, out: Path, anyway: bool, resume: bool, device: str,
+    workers: int | None, scan: ScanOptions, **settings: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
@@ -53,7 +58,9 @@ def train(
             config = dataclasses.replace(saved_config(out), **{name: settings[name] for name in named})
         else:
             config = TrainConfig(**settings)
-        result = run_training(data, cache_file, out, config, resume=resume, device=device, workers=workers, scan=scan)
+        result = run_training(
+            data, cache_file, out, config, resume=resume, anyway=anyway, device=device, workers=workers, scan=scan
+        )
     click.echo(f"{out}: best epoch {result.best_epoch}, val macro F1 {result.best_macro_f1:.3f}, {result.wall_s:.0f} s")
 
 

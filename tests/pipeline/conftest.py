@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import torch
 from cache import CacheReader, Manifest, Table
 from cache.fill import write_table
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK, Sample, scan_folder
+from data.views import COLUMNS
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
+from pipeline.targets import SEEN, TeacherTargets
 from pipeline.teachers.prompts import Prompts, default_prompts
 from pipeline.teachers.teacher import Teacher
 
@@ -126,6 +128,39 @@ def flipped(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "flipped.h5"
 
     return flipped
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., TeacherTargets]:
+    """`told(labels, logits)`: samples of these classes, and a cache in which a teacher said that of their views.
+
+    Logits are [N * views, C]; `seen` says for each sample whether the teacher was fitted on it.
+    """
+
+    def told(
+        labels: Sequence[int], logits: np.ndarray, *, views: int = 1, seen: Sequence[float] | None = None,
+        name: str = "told.h5",
+    ) -> TeacherTargets:  # fmt: skip
+        labels_N, classes = np.array(labels), [f"class {c}" for c in range(logits.shape[1])]
+        n_samples, n_rows = len(labels_N), len(logits)
+        table = Table(
+            key=np.arange(n_samples, dtype=">u4").view(np.uint8).reshape(-1, 4).repeat(4, axis=1),
+            first_row=np.arange(0, n_rows + 1, views).astype("<u8"),
+            view=np.tile(np.arange(views), n_samples).astype("<u2"),
+            params=np.zeros((n_rows, len(COLUMNS)), "<f4"),
+            witness=np.zeros((n_rows, 12), np.uint8),
+            logits={FOLDER_TASK: logits.astype("<f4" if len(classes) <= 256 else "<f2")},
+            features={} if seen is None else {SEEN: np.repeat(seen, views).astype("<f2")},
+        )
+        identity = {"tasks": [{"name": FOLDER_TASK, "classes": classes}], "view_columns": list(COLUMNS)}
+        write_table(tmp_path / name, Manifest(identity, {}), table)
+        samples = [
+            Sample(key.tobytes(), "", "", "val", {FOLDER_TASK: classes[label]})
+            for key, label in zip(table.key, labels_N, strict=True)
+        ]
+        return TeacherTargets(CacheReader(tmp_path / name), samples, np.arange(n_samples), labels_N)
+
+    return told
 
 
 class World:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax, softmax
 
 import pipeline.joining
 from cache import CacheError, CacheReader
@@ -42,3 +43,27 @@ def test_the_witness_notices_other_views(tiny_data: Path, tiny_cache: Path, monk
     monkeypatch.setattr(module, "render", lambda *arguments: render(*arguments).flip(-1))
     with pytest.raises(CacheError, match="renders to another view than the teacher saw"):
         targets.check_witness(32, 0)
+
+
+def test_the_mean_of_logits_is_over_all_views_of_an_image_whatever_view_it_shows(
+    tiny_data: Path, tiny_cache: Path
+) -> None:
+    for split, views in (("train", 3), ("val", 1)):
+        targets = join(tiny_cache, tiny_data, split)
+        found = targets.mean_logits(targets.epoch_rows(1, 0)[::-1])
+        each = np.stack([targets.reader[sample.key].logits["class"] for sample in targets.samples[::-1]])
+        assert each.shape[1] == views
+        np.testing.assert_allclose(found, each.mean(axis=1), rtol=1e-6)
+        np.testing.assert_array_equal(found, targets.mean_logits(targets.epoch_rows(2, 5)[::-1]))
+
+
+def test_the_mean_of_logits_is_the_target_of_the_geometric_mean_at_any_temperature(
+    tiny_data: Path, tiny_cache: Path
+) -> None:
+    targets = join(tiny_cache, tiny_data)
+    each = np.stack([targets.reader[sample.key].logits["class"] for sample in targets.samples]).astype(float)
+    for temperature in (1, 4):
+        geometric = np.exp(log_softmax(each / temperature, axis=2).mean(axis=1))
+        expected = geometric / geometric.sum(axis=1, keepdims=True)
+        found = softmax(targets.mean_logits(targets.epoch_rows(0, 0)).astype(float) / temperature, axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)

@@ -7,17 +7,21 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from cache import Table
 from data.samples import scan_folder
 from pipeline import train as module
 from pipeline.errors import OutputExists, OverBudget, RunError, SettingError
 from pipeline.inference import load_student
 from pipeline.runs import METRIC_COLUMNS, RunFolder
+from pipeline.targets import TeacherTargets
 from pipeline.train import TrainConfig, saved_config, train
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
@@ -49,9 +53,16 @@ def test_hard_and_soft_loss_are_apart_and_make_up_the_total(tiny_run: Path) -> N
         assert float(row["loss_soft"]) > 0
 
 
-def test_a_student_learns_its_teachers_answers(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_student_learns_its_teachers_answers(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, resealed: Callable[..., Path]
+) -> None:
+    """What it can learn of 30 images in seconds: which classes the teacher says more often, whatever it sees."""
+
+    def say_one_thing(table: Table) -> None:
+        table.logits["class"][:] = np.array([4, 2, 0, -2, -4])
+
     config = dataclasses.replace(CONFIG, epochs=12, alpha=0.0)
-    train(tiny_data, tiny_cache, tmp_path / "run", config, workers=0)
+    train(tiny_data, resealed(tiny_cache, say_one_thing), tmp_path / "run", config, workers=0, anyway=True)
     soft = [float(row["loss_soft"]) for row in metrics(tmp_path / "run")]
     assert soft[-1] < 0.5 * soft[0]
 
@@ -61,6 +72,29 @@ def test_without_a_teacher_the_soft_loss_takes_no_part(tiny_data: Path, tiny_cac
     for row in metrics(tmp_path / "run"):
         assert float(row["loss_soft"]) == 0
         assert row["loss"] == row["loss_hard"]
+
+
+def test_the_mean_target_of_a_view_is_that_of_its_image(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[bytes, set[bytes]] = {}
+    loss, mean_logits = module.distillation_loss, TeacherTargets.mean_logits
+
+    def watched(self: TeacherTargets, rows: Any) -> Any:
+        for row, logits in zip(rows, found := mean_logits(self, rows), strict=True):
+            told.setdefault(self.reader.keys[self.reader.sample_of_row[row]].tobytes(), set()).add(logits.tobytes())
+        return found
+
+    def taught(student: Any, teacher: Any, *arguments: Any, **options: Any) -> Any:
+        assert {row.numpy().tobytes() for row in teacher} <= set().union(*told.values())
+        return loss(student, teacher, *arguments, **options)
+
+    monkeypatch.setattr(TeacherTargets, "mean_logits", watched)
+    monkeypatch.setattr(module, "distillation_loss", taught)
+    train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, target="mean"), workers=0)
+    assert len(told) == 30
+    assert all(len(targets) == 1 for targets in told.values())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["target"] == "mean"
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(
@@ -204,6 +238,11 @@ def test_the_best_epoch_is_the_one_of_the_highest_macro_f1(tiny_run: Path) -> No
     best = max(rows, key=lambda row: float(row["val_macro_f1"]))
     assert torch.load(tiny_run / "best.pt", weights_only=True)["epoch"] == int(best["epoch"])
     assert load_student(tiny_run, "cpu").card.student == "shufflenet_v2_x0_5"
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(SettingError, match="target must be view or mean, got 'median'"):
+        TrainConfig(target="median")
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("alpha", 1.1), ("epochs", 0), ("batch_size", 1)])
