@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from data.samples import FOLDER_TASK, scan_folder
-from pipeline.teachers.fit import SmallSiglip, new_siglip
 from pipeline.teachers.prompts import default_prompts
+from pipeline.teachers.small import SmallSiglip, new_siglip
 
 
 def make_full_size(folder: Path, texts: list[str]) -> None:

@@ -19,6 +19,7 @@ import click
 from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
 from pipeline.commands.student import evaluate, export, predict, train
+from pipeline.commands.teacher import teacher
 
 
 class LineHandler(logging.Handler):
@@ -85,6 +86,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
 
     \b
     softlabel demo                          see the whole of it, without data or download
+    softlabel teacher fit DATA --from M -o T  before it: a teacher that knows your images
     softlabel cache build DATA -o t.h5      stage one: the teacher's logits of every view
     softlabel cache verify t.h5             is it what it was? (also: cache info, cache merge)
     softlabel train DATA t.h5 -o RUN        stage two: a student, no teacher in memory
@@ -105,5 +107,5 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
         tune_allocator()
 
 
-for command in (demo, cache, train, evaluate, export, predict):
+for command in (demo, teacher, cache, train, evaluate, export, predict):
     cli.add_command(command)

@@ -14,8 +14,8 @@ import torch
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
-from pipeline.teachers.fit import SmallSiglip, new_siglip
 from pipeline.teachers.prompts import default_prompts
+from pipeline.teachers.small import SmallSiglip, new_siglip
 from pipeline.train import TrainConfig, train
 
 TINY_TRAIN = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)

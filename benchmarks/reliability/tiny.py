@@ -7,8 +7,8 @@ import torch
 
 from cache import SegmentedWriter
 from data.samples import FOLDER_TASK, scan_folder
-from pipeline.teachers.fit import SmallSiglip, new_siglip
 from pipeline.teachers.prompts import default_prompts
+from pipeline.teachers.small import SmallSiglip, new_siglip
 
 SEGMENT_ROWS = 16
 

@@ -1,0 +1,117 @@
+"""The images of a fit: which are learnt from, which validate, as what views they are shown.
+
+Never loads a model. Test is never touched. Run: softlabel teacher fit DATA --from MODEL -o DIR
+N samples, B batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import BadImage, BadSamples, UnreadableImage, bullet_list
+from data.loaders import ViewItem, read_sample
+from data.samples import FOLDER_TASK, Sample, SampleSet
+from data.splits import stratified_subset
+from data.views import CLEAN_ROW, ViewPolicy, draw
+from pipeline.process import derived_seed
+
+log = logging.getLogger(__name__)
+
+POLICY = ViewPolicy()
+
+
+@dataclass(frozen=True)
+class FitImages:
+    """The samples of a fit, all of which can be decoded."""
+
+    learn: list[Sample]
+    val: list[Sample]
+    val_source: str
+    """Where the validation images come from, for people."""
+    classes: tuple[str, ...]
+
+    def labels(self, samples: Sequence[Sample]) -> list[int]:
+        """The number of each sample's class."""
+        number = {name: index for index, name in enumerate(self.classes)}
+        return [number[sample.labels[FOLDER_TASK]] for sample in samples]
+
+    def epoch_batches(self, epoch: int, batch_size: int, seed: int) -> list[list[ViewItem]]:
+        """Every image once, in random order, as its view `epoch + 1`, in batches of nearly equal size."""
+        order = np.random.default_rng(derived_seed(seed, epoch, "order")).permutation(len(self.learn))
+        labels = self.labels(self.learn)
+        items = [
+            ViewItem(self.learn[i], draw(POLICY, self.learn[i].key, epoch + 1, seed), labels[i]) for i in order.tolist()
+        ]
+        n_batches = -(-len(items) // batch_size)
+        return [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), n_batches)]
+
+    def val_batches(self, batch_size: int) -> list[list[ViewItem]]:
+        """The clean view of every validation image, in order."""
+        labels = self.labels(self.val)
+        items = [ViewItem(sample, CLEAN_ROW, label) for sample, label in zip(self.val, labels, strict=True)]
+        return [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+
+    def digest(self) -> str:
+        """sha256 over keys and labels of both groups: the same images in the same roles."""
+        digest = hashlib.sha256()
+        for group in (self.learn, self.val):
+            digest.update(len(group).to_bytes(8, "little"))
+            for sample in group:
+                digest.update(sample.key + sample.labels[FOLDER_TASK].encode())
+        return digest.hexdigest()
+
+
+def choose_images(images: SampleSet, *, val_fraction: float, seed: int, skip_bad_images: bool) -> FitImages:
+    """Train learns; val validates, or a part of train, by class, where there is no val. All are decoded once.
+
+    Raises BadImage listing every file that is no image, unless they are to be skipped; BadSamples where too few are
+    left.
+    """
+    train = images.of_split("train")
+    if "val" in images.splits:
+        learn, val, where = train, images.of_split("val"), "split val"
+    else:
+        label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in train}
+        chosen = stratified_subset(label_of, val_fraction, seed)
+        learn = [sample for sample in train if sample.key not in chosen]
+        val, where = [sample for sample in train if sample.key in chosen], f"{val_fraction:.0%} of train, by class"
+    bad = _bad_images([*learn, *val], skip_bad_images)
+    learn, val = ([sample for sample in group if sample.path not in bad] for group in (learn, val))
+    if len({sample.labels[FOLDER_TASK] for sample in learn}) < 2 or not val:
+        raise BadSamples(
+            f"{images.root} has too few images: {len(learn):,} to learn from and {len(val):,} to validate on "
+            f"({where}); expected at least two classes in train and one image in val"
+        )
+    return FitImages(learn, val, where, images.classes[FOLDER_TASK])
+
+
+def _bad_images(samples: Sequence[Sample], skip: bool) -> set[str]:
+    """The paths of those that cannot be decoded: a fit of hours must not end at one of them in its middle."""
+
+    def reason(sample: Sample) -> str:
+        try:
+            read_sample(sample)
+        except UnreadableImage:
+            raise
+        except BadImage as error:
+            return error.reason
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reasons = pool.map(reason, samples)
+        bad = {sample.path: why for sample, why in zip(samples, reasons, strict=True) if why}
+    if not bad:
+        return set()
+    listed = bullet_list(f"{path}: {why}" for path, why in sorted(bad.items()))
+    found = f"{len(bad):,} of {len(samples):,} images cannot be decoded"
+    if not skip:
+        raise BadImage(f"{found}; remove or replace them, or pass --skip-bad-images:\n{listed}")
+    log.info("%s and are left out:\n%s", found, listed)
+    return set(bad)
