@@ -8,9 +8,7 @@ N samples, B batch, C classes, D embedding, S pixels.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -25,20 +23,18 @@ from tqdm import tqdm
 from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
-from pipeline.errors import RunError, SettingError, first_line
+from pipeline.errors import RunError, SettingError
 from pipeline.metrics import Metrics, classification_metrics
-from pipeline.optimisation import learning_rate
 from pipeline.outputs import check_output_folder
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.teachers.fit_folder import CHECKPOINT_FORMAT, FitFolder, fitted_on
 from pipeline.teachers.fit_images import POLICY, FitImages, choose_images
+from pipeline.teachers.fit_steps import Steps, out_of_memory
 from pipeline.teachers.prompts import Prompts, default_prompts, read_prompts
 from pipeline.teachers.tuning import PRECISIONS, DualEncoderTuning, resolve_fit_precision
 
 log = logging.getLogger(__name__)
 
-_GRADIENT_NORM = 1.0
-"""Longer gradients are cut to this length, as in the training of the models that are fitted here."""
 _KEPT_PIXELS_BYTES = 1_000_000_000
 """Validation views stay in memory where they are under this."""
 
@@ -126,7 +122,7 @@ def fit_teacher(
     fitting = _Fitting(folder, str(source), used, texts, config, resolve_device(device), workers)
     if previous is not None:
         fitting.restore(previous)
-    with deferred_interrupts() as check_interrupt, fitting.out_of_memory():
+    with deferred_interrupts() as check_interrupt:
         return fitting.run_epochs(check_interrupt)
 
 
@@ -187,16 +183,13 @@ class _Fitting:
             freeze_text=config.freeze_text, last_layers=config.last_layers,
             gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
-        learning = list(self._model.learning.values())
-        learning_bytes, model_bytes = _n_bytes(learning), _n_bytes(self._model.model.parameters())
+        learning_bytes = _n_bytes(self._model.learning.values())
+        model_bytes = _n_bytes(self._model.model.parameters())
         folder.check_room(learning_bytes, model_bytes)
-        matrices, others = ([p for p in learning if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=config.lr_peak, fused=device != "mps")
-        self._scaler = torch.amp.GradScaler(device, enabled=self._model.precision == "fp16")
+        self._steps = Steps(
+            self._model, lr_peak=config.lr_peak, weight_decay=config.weight_decay,
+            total_steps=images.n_batches(config.batch_size) * config.epochs,
+        )  # fmt: skip
         n_workers = default_workers(device) if workers is None else workers
         self._load = StudentLoader(self._model.size_px, POLICY.geometry, n_workers)
         self._val_pixels: Tensor | None = None
@@ -240,37 +233,31 @@ class _Fitting:
             before, now = (", ".join(f"{k} {v}" for k, v in on.items()) for on in (previous["run_on"], self._run_on))
             log.info("the fit began elsewhere (%s; now %s): its last digits may differ", before, now)
         self._model.take(previous["weights"])
-        self._optimizer.load_state_dict(previous["optimizer"])
-        for group in self._optimizer.param_groups:
-            group["fused"] = self._model.device != "mps"  # the saved flag is that of the machine it ran on
-        if previous["scaler"] and self._scaler.is_enabled():
-            self._scaler.load_state_dict(previous["scaler"])
+        self._steps.take(previous["steps"])
         self._epoch, self._metrics = previous["epoch"], previous["metrics"]
         self._best, self._start = previous["best"], previous["start"]
         self._folder.drop_leftovers()
         self._folder.follow(previous)
         log.info("resumed after epoch %d of %d", self._epoch, self._config.epochs)
 
-    @contextlib.contextmanager
-    def out_of_memory(self) -> Iterator[None]:
-        """Turn the device's refusal of memory into what to do about it."""
-        try:
-            yield
-        except RuntimeError as error:
-            said = first_line(error)
-            if not any(words in said for words in ("out of memory", "not enough memory", "can't allocate memory")):
-                raise
-            checkpointing = "" if self._config.gradient_checkpointing else "pass --gradient-checkpointing, "
-            raise RunError(
-                f"out of memory on {self._model.device} ({said}): lower --batch-size (now {self._config.batch_size}), "
-                f"{checkpointing}or let fewer blocks learn by --last-layers (of {self._model.n_blocks}); then start "
-                "anew with another -o"
-            ) from error
-
     def run_epochs(self, check_interrupt: Callable[[], None]) -> FitResult:
         """All epochs that are left, then the finished folder."""
         self._check_interrupt = check_interrupt
         started = time.perf_counter()
+        with out_of_memory(self._model, self._config.batch_size, self._config.gradient_checkpointing):
+            self._learn()
+        wall_s = time.perf_counter() - started
+        best = FitResult(
+            self._folder.path, int(self._best["epoch"]), self._best["macro_f1"], self._start["macro_f1"], wall_s
+        )
+        if best.best_macro_f1 < best.start_macro_f1:
+            log.warning("no epoch is as good on the validation images as the start: another --lr, or more images?")
+        self._model.take(self._folder.load_best())
+        keys = {sample.key.hex() for sample in self._images.learn}
+        self._folder.publish(self._model.save, keys | self._fitted_before)
+        return best
+
+    def _learn(self) -> None:
         if not self._start:
             before = self._validate()
             self._start = {"accuracy": before.accuracy, "macro_f1": before.macro_f1}
@@ -286,16 +273,6 @@ class _Fitting:
                 self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
             self._folder.save(self._checkpoint())
             log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
-        wall_s = time.perf_counter() - started
-        best = FitResult(
-            self._folder.path, int(self._best["epoch"]), self._best["macro_f1"], self._start["macro_f1"], wall_s
-        )
-        if best.best_macro_f1 < best.start_macro_f1:
-            log.warning("no epoch is as good on the validation images as the start: another --lr, or more images?")
-        self._model.take(self._folder.load_best())
-        keys = {sample.key.hex() for sample in self._images.learn}
-        self._folder.publish(self._model.save, keys | self._fitted_before)
-        return best
 
     def _one_epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -307,45 +284,16 @@ class _Fitting:
             self._load(batches), total=len(batches), desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=None
         )
         for number, (pixels, labels_B) in enumerate(loaded):
-            loss = self._step(pixels, labels_B, epoch * len(batches) + number, len(batches) * self._config.epochs)
-            loss_sum += loss * len(labels_B)
+            loss_sum += self._steps(pixels, labels_B, epoch * len(batches) + number) * len(labels_B)
             self._check_interrupt()
         trained_s = time.perf_counter() - started
         val = self._validate()
         n_images = len(self._images.learn)
         return {
-            "epoch": epoch + 1, "lr": self._optimizer.param_groups[0]["lr"], "loss": loss_sum / n_images,
+            "epoch": epoch + 1, "lr": self._steps.lr, "loss": loss_sum / n_images,
             "val_accuracy": val.accuracy, "val_balanced_accuracy": val.balanced_accuracy, "val_macro_f1": val.macro_f1,
             "images_per_s": n_images / trained_s, "wall_s": time.perf_counter() - started,
         }  # fmt: skip
-
-    def _step(self, pixels: Tensor, labels_B: Tensor, step: int, total_steps: int) -> float:
-        """One step; the mean loss of the batch. RunError where loss or gradient are no numbers."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(step, total_steps, self._config.lr_peak)
-        loss = self._model.loss(self._model.logits(pixels, self._model.class_texts()), labels_B)
-        self._check_finite("loss", loss.item(), step, total_steps)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._model.learning.values(), _GRADIENT_NORM)
-        if not self._scaler.is_enabled():  # the loss scale leaves such steps out by itself, and falls
-            self._check_finite("gradient", norm.item(), step, total_steps)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._model.keep_in_range()
-        return loss.item()
-
-    def _check_finite(self, what: str, value: float, step: int, total_steps: int) -> None:
-        if math.isfinite(value):
-            return
-        kept = f"{self._folder.last} holds the epochs before it" if self._epoch else "nothing was written"
-        half = ", or numbers too large for fp16: --precision bf16 or fp32" if self._model.precision == "fp16" else ""
-        raise RunError(
-            f"the {what} is not finite in step {step + 1:,} of {total_steps:,} (epoch {self._epoch + 1}); {kept}. The "
-            f"usual cause is a learning rate that is too high (now {self._config.lr_peak:g}): lower --lr{half}. "
-            "Other settings are another fit: choose another -o"
-        )
 
     def _validate(self) -> Metrics:
         self._model.train(False)
@@ -378,7 +326,7 @@ class _Fitting:
             "metrics": self._metrics, "config": asdict(self._config),
             "prompts": {name: list(texts) for name, texts in self._prompts.items()},
             "ids": self._ids, "run_on": self._run_on, "weights": self._model.weights(),
-            "optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(),
+            "steps": self._steps.state(),
         }  # fmt: skip
 
 

@@ -49,8 +49,12 @@ class FitImages:
         items = [
             ViewItem(self.learn[i], draw(POLICY, self.learn[i].key, epoch + 1, seed), labels[i]) for i in order.tolist()
         ]
-        n_batches = -(-len(items) // batch_size)
-        return [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), n_batches)]
+        parts = np.array_split(np.arange(len(items)), self.n_batches(batch_size))
+        return [[items[i] for i in part] for part in parts]
+
+    def n_batches(self, batch_size: int) -> int:
+        """How many batches an epoch has."""
+        return -(-len(self.learn) // batch_size)
 
     def val_batches(self, batch_size: int) -> list[list[ViewItem]]:
         """The clean view of every validation image, in order."""
