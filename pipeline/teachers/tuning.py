@@ -79,7 +79,7 @@ class DualEncoderTuning:
         self._mean_3 = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std_3 = torch.tensor(std, device=device).view(1, 3, 1, 1)
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(self.model)
 
     def _choose_what_learns(self, freeze_text: bool, last_layers: int | None) -> None:
         if last_layers is not None and not 0 <= last_layers <= self.n_blocks:
@@ -190,6 +190,13 @@ def _image_side(model: Any) -> list[nn.Module]:
 
 def _text_side(model: Any) -> list[nn.Module]:
     return [model.text_model, *([model.text_projection] if hasattr(model, "text_projection") else [])]
+
+
+def _checkpoint_activations(model: Any) -> None:
+    # transformers 5.0 has only the first name, version 6 will have only the second.
+    names = ("gradient_checkpointing_enable", "activation_checkpointing_enable")
+    enable = next(getattr(model, name) for name in reversed(names) if hasattr(model, name))
+    enable({"use_reentrant": False})
 
 
 def _scale_and_bias(model: Any) -> list[nn.Parameter]:
