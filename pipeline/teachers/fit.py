@@ -130,7 +130,8 @@ def saved_config(out: str | Path) -> FitConfig:
     """The settings of the fit in a folder; RunError where there is none."""
     folder = FitFolder(out)
     told = folder.finished_config() if folder.is_finished() else folder.load_last(memory_map=True)
-    return FitConfig(**{field.name: told["config"][field.name] for field in fields(FitConfig)})
+    names = [field.name for field in fields(FitConfig)]
+    return FitConfig(**{name: told["config"][name] for name in names if name in told["config"]})
 
 
 def _finished(folder: FitFolder, config: FitConfig) -> FitResult:

@@ -90,6 +90,8 @@ class FitFolder:
         """What `fit_config.json` of a finished fit says; RunError where the teacher here was not fitted here."""
         try:
             told: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
+            if not isinstance(told, dict) or not {"config", "best", "start"} <= told.keys():
+                raise ValueError("it tells of no fit")
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path} holds a teacher that was not fitted there: choose another -o") from error
         return told
