@@ -20,7 +20,7 @@ from pipeline.teachers.tuning import DualEncoderTuning
 
 GRADIENT_NORM = 1.0
 """Longer gradients are cut to this length, as where the models that are fitted here were trained."""
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 class Steps:
