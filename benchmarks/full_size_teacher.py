@@ -29,8 +29,8 @@ from data.samples import FOLDER_TASK, scan_folder
 from pipeline.build import BuildConfig, build_cache
 from pipeline.process import resolve_device
 from pipeline.teachers.dual_encoder import load_dual_encoder
-from pipeline.teachers.fit import SmallSiglip, new_siglip
 from pipeline.teachers.prompts import default_prompts
+from pipeline.teachers.small import SmallSiglip, new_siglip
 
 
 def make_full_size(folder: Path, texts: list[str]) -> None:

@@ -20,6 +20,7 @@ from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
 from pipeline.commands.imports import cache_import
 from pipeline.commands.student import evaluate, export, predict, train
+from pipeline.commands.teacher import teacher
 
 
 class LineHandler(logging.Handler):
@@ -85,13 +86,14 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     """Offline knowledge distillation: run a big teacher once, train small students from its cached logits.
 
     \b
-    softlabel demo                          see the whole of it, without data or download
-    softlabel cache build DATA -o t.h5      stage one: the teacher's logits of every view
-    softlabel cache verify t.h5             is it what it was? (also: cache info, cache merge)
-    softlabel train DATA t.h5 -o RUN        stage two: a student, no teacher in memory
-    softlabel evaluate RUN DATA             what it is worth
-    softlabel export RUN -o student.pt      one TorchScript file
-    softlabel predict student.pt IMAGE...   use it
+    softlabel demo                            see the whole of it, without data or download
+    softlabel teacher fit DATA --from M -o T  before it, if you like: a teacher that knows your images
+    softlabel cache build DATA -o t.h5        stage one: the teacher's logits of every view
+    softlabel cache verify t.h5               is it what it was? (also: cache info, cache merge)
+    softlabel train DATA t.h5 -o RUN          stage two: a student, no teacher in memory
+    softlabel evaluate RUN DATA               what it is worth
+    softlabel export RUN -o student.pt        one TorchScript file
+    softlabel predict student.pt IMAGE...     use it
 
     DATA is a folder: DATA/<split>/<class>/* or DATA/<class>/*.
     """
@@ -107,5 +109,5 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
 
 
 cache.add_command(cache_import)
-for command in (demo, cache, train, evaluate, export, predict):
+for command in (demo, teacher, cache, train, evaluate, export, predict):
     cli.add_command(command)

@@ -11,8 +11,8 @@ from cache import SegmentedWriter
 from data.loaders import read_sample
 from data.samples import FOLDER_TASK, SampleSet, scan_folder
 from data.views import CLEAN_ROW, render
-from pipeline.teachers.fit import SmallSiglip, new_siglip
 from pipeline.teachers.prompts import Prompts, default_prompts
+from pipeline.teachers.small import SmallSiglip, new_siglip
 
 SEGMENT_ROWS = 16
 SIZE_PX = 32

@@ -1,7 +1,7 @@
 """`softlabel demo`: made-up images, a small teacher fitted to their like, then the real commands in order.
 
 The commands run as processes of their own and get no settings but paths, seeds and sizes: what comes out is what the
-shipped defaults give. Run: softlabel demo
+shipped defaults give. The teacher's fit alone is told to learn from scratch. Run: softlabel demo
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 
-from data.samples import FOLDER_TASK, scan_folder
 from pipeline.demo.lesions import CLASSES, write_lesions
 from pipeline.errors import OutputExists, PipelineError
 from pipeline.inference import load_student
-from pipeline.teachers.fit import FitConfig, SmallSiglip, fit_teacher
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import default_prompts
+from pipeline.teachers.small import SmallSiglip, new_siglip
 from pipeline.teachers.teacher import Teacher
 
 # 428,565,440 float32 parameters.
@@ -40,7 +39,7 @@ class DemoSize:
 
     images_per_class: dict[str, int]
     """Of the data set that the student sees, in each split."""
-    teacher_images_per_class: int
+    teacher_images_per_class: dict[str, int]
     """Other images of the same kind, which only the teacher sees: a teacher knows more than a student's data."""
     teacher_epochs: int
     seeds: int
@@ -49,11 +48,12 @@ class DemoSize:
 
 
 FULL = DemoSize(
-    images_per_class={"train": 30, "val": 16, "test": 80}, teacher_images_per_class=500, teacher_epochs=7, seeds=3
-)
+    images_per_class={"train": 30, "val": 16, "test": 80}, teacher_images_per_class={"train": 500, "val": 60},
+    teacher_epochs=7, seeds=3,
+)  # fmt: skip
 SMOKE = DemoSize(
-    images_per_class={"train": 8, "val": 4, "test": 8}, teacher_images_per_class=100, teacher_epochs=5, seeds=1,
-    student_size_px=48,
+    images_per_class={"train": 8, "val": 4, "test": 8}, teacher_images_per_class={"train": 100, "val": 20},
+    teacher_epochs=5, seeds=1, student_size_px=48,
 )  # fmt: skip
 
 
@@ -127,13 +127,14 @@ def _make_data_and_teacher(demo: _Demo) -> None:
     demo.say(f"made-up skin lesions of {len(CLASSES)} overlapping classes -> {out / 'data'}")
     with demo.stage("make images"):
         write_lesions(out / "data", size.images_per_class)
-        write_lesions(out / "teacher-images", {"train": size.teacher_images_per_class}, size_px=64, seed=1)
-    n_images = size.teacher_images_per_class * len(CLASSES)
-    demo.say(f"a small SigLIP teacher, fitted to {n_images:,} other images -> {out / 'teacher'}")
-    with demo.stage("fit teacher"):
-        images = scan_folder(out / "teacher-images")
-        prompts = default_prompts(images.classes[FOLDER_TASK])
-        fit_teacher(images, prompts, out / "teacher", FitConfig(shape=SmallSiglip(), epochs=size.teacher_epochs))
+        write_lesions(out / "teacher-images", size.teacher_images_per_class, size_px=64, seed=1)
+    n_images = size.teacher_images_per_class["train"] * len(CLASSES)
+    demo.say(f"a small SigLIP with random weights -> {out / 'start'}, to be fitted to {n_images:,} other images")
+    texts = [text for texts in default_prompts(sorted(CLASSES)).values() for text in texts]
+    new_siglip(SmallSiglip(), texts, out / "start")
+    from_scratch = ("--train-text", "--lr", "1e-3", "--epochs", size.teacher_epochs)
+    start, teacher = ("--from", out / "start"), ("-o", out / "teacher")
+    demo.command("fit teacher", "teacher", "fit", out / "teacher-images", *start, *teacher, *from_scratch)
 
 
 def _table(demo: _Demo, scores: dict[str, list[dict[str, Any]]]) -> Iterator[str]:

@@ -1,170 +1,347 @@
-"""Fit a small SigLIP model to an image folder, from scratch: a teacher for demos, tests and measurements.
+"""Fit a teacher: fine-tune a dual encoder on the train split, against the texts of its classes.
 
-The result is an ordinary `save_pretrained` folder, loaded by the same code as MedSigLIP. The loss is SigLIP's
-pairwise sigmoid loss (Zhai et al. 2023, section 3) between the images of a batch and one text a class.
-B batch, C classes, D embedding, S pixels.
+Never runs over the test split, never writes a cache. Views are drawn and rendered as in both stages; every epoch is
+validated and saved, the best one becomes an ordinary model folder for `cache build --teacher`.
+Run: softlabel teacher fit DATA --from MODEL -o DIR
+N samples, B batch, C classes, D embedding, S pixels.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.loaders import read_sample
-from data.samples import FOLDER_TASK, SampleSet
-from data.views import ViewPolicy, draw, render
-from pipeline.errors import OutputExists, SettingError
-from pipeline.teachers.hub import quiet_transformers
-from pipeline.teachers.prompts import Prompts
+from data.loaders import StudentLoader, default_workers
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, scan_folder
+from pipeline.errors import RunError, SettingError
+from pipeline.metrics import Metrics, classification_metrics
+from pipeline.outputs import check_output_folder
+from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
+from pipeline.teachers.fit_folder import CHECKPOINT_FORMAT, FitFolder, fitted_on
+from pipeline.teachers.fit_images import POLICY, FitImages, choose_images
+from pipeline.teachers.fit_steps import Steps, out_of_memory
+from pipeline.teachers.prompts import Prompts, PromptSource
+from pipeline.teachers.tuning import PRECISIONS, DualEncoderTuning, resolve_fit_precision
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class SmallSiglip:
-    """The shape of a small SigLIP model. Its text tower has the same width and one layer."""
-
-    size_px: int = 64
-    patch_px: int = 8
-    width: int = 96
-    layers: int = 3
-    heads: int = 4
-
-    def __post_init__(self) -> None:
-        if self.size_px % self.patch_px:
-            raise SettingError(f"size_px must be a multiple of patch_px, got {self.size_px} and {self.patch_px}")
-        if self.width % self.heads:
-            raise SettingError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+_KEPT_PIXELS_BYTES = 1_000_000_000
+"""Validation views stay in memory where they are under this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How the small teacher is fitted."""
+    """Everything that a fit's weights depend on, apart from images, prompts, start weights, device and threads."""
 
-    shape: SmallSiglip = SmallSiglip()
-    epochs: int = 20
+    epochs: int = 10
+    """Passes over the train images; each shows another view of every image."""
     batch_size: int = 32
-    lr_peak: float = 1e-3
+    """Images in a step."""
+    lr_peak: float = 1e-5
+    """Learning rate after warm-up; it then falls to 0 along a cosine. For a trained model; from scratch 1e-3."""
     weight_decay: float = 0.05
+    """Of matrices; biases, norms, scale and bias of the logits have none."""
     seed: int = 0
+    precision: str = "auto"
+    """`auto` is bf16 on CUDA that computes in it, else fp16 there, and fp32 elsewhere; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    freeze_text: bool = True
+    """Leave the text tower as it is."""
+    last_layers: int | None = None
+    """Only the last N blocks of the image tower learn, and what is above them; None is the whole tower."""
+    val_fraction: float = 0.15
+    """Share of train that validates where the data has no val split; test is never used."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr_peak"):
-            if getattr(self, name) <= 0:
-                raise SettingError(f"{name} must be positive, got {getattr(self, name)}")
+        ranges = {
+            "epochs": (1, 65_534), "batch_size": (1, 1_000_000), "lr_peak": (1e-9, 10), "weight_decay": (0, 10),
+            "seed": (0, MAX_SEED), "val_fraction": (0.01, 0.5),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"precision must be one of {', '.join(PRECISIONS)}, got '{self.precision}'")
 
 
-def new_siglip(shape: SmallSiglip, texts: Sequence[str], out: Path, seed: int = 0) -> Any:
-    """A SiglipModel with random weights and a tokenizer trained on `texts`, saved in `out` and returned."""
-    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, SiglipTokenizer
+@dataclass(frozen=True)
+class FitResult:
+    """A finished fit."""
 
-    quiet_transformers()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "spiece.model").write_bytes(_train_sentencepiece(texts))
-    tokenizer = SiglipTokenizer(
-        vocab_file=str(out / "spiece.model"), model_max_length=64, model_input_names=["input_ids"]
+    path: Path
+    best_epoch: int
+    """1 for the first."""
+    best_macro_f1: float
+    """On the validation images, in [0, 1]."""
+    start_macro_f1: float
+    """The same of the model that it started from."""
+    wall_s: float
+    """Seconds of all epochs of this call."""
+
+
+def fit_teacher(
+    data: str | Path,
+    source: str | Path,
+    out: str | Path,
+    config: FitConfig,
+    *,
+    prompts: PromptSource | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> FitResult:
+    """Fit the model `source` to the train split of `data`, or with `resume` go on with the fit in `out`.
+
+    Raises DataError, TeacherError, OutputExists or another PipelineError before the first step. On one machine,
+    device and thread count a resumed fit ends with the weights of an undisturbed one.
+    """
+    check_output_folder(out)
+    folder = FitFolder(out)
+    if not resume:
+        folder.check_new()
+    elif folder.is_finished():
+        return _finished(folder, config)
+    previous = folder.load_last() if resume else None
+    images = scan_folder(data, scan)
+    texts = _prompts(images.classes[FOLDER_TASK], prompts, previous)
+    used = choose_images(
+        images, val_fraction=config.val_fraction, seed=config.seed, skip_bad_images=scan.skip_bad_images
     )
-    tower = {
-        "hidden_size": shape.width,
-        "intermediate_size": 4 * shape.width,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-    }
-    text_tokens = {"max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
-    config = SiglipConfig(
-        text_config={**tower, **text_tokens, "num_hidden_layers": 1, "vocab_size": tokenizer.vocab_size},
-        vision_config={**tower, "image_size": shape.size_px, "patch_size": shape.patch_px},
+    fitting = _Fitting(folder, str(source), used, texts, config, resolve_device(device), workers)
+    if previous is not None:
+        fitting.restore(previous)
+    with deferred_interrupts() as check_interrupt:
+        return fitting.run_epochs(check_interrupt)
+
+
+def saved_config(out: str | Path) -> FitConfig:
+    """The settings of the fit in a folder; RunError where there is none."""
+    folder = FitFolder(out)
+    told = folder.finished_config() if folder.is_finished() else folder.load_last(memory_map=True)
+    names = [field.name for field in fields(FitConfig)]
+    return FitConfig(**{name: told["config"][name] for name in names if name in told["config"]})
+
+
+def _finished(folder: FitFolder, config: FitConfig) -> FitResult:
+    """What a finished fit came to: resuming it again changes nothing."""
+    told = folder.finished_config()
+    _check_same(folder, _differing_settings(told["config"], config))
+    folder.tidy()
+    log.info("finished already; `--teacher %s` uses it", folder.path)
+    best = told["best"]
+    return FitResult(folder.path, best["epoch"], best["macro_f1"], told["start"]["macro_f1"], 0.0)
+
+
+def _prompts(classes: tuple[str, ...], source: PromptSource | None, previous: dict[str, Any] | None) -> Prompts:
+    """Those that are asked for, else those of the fit to go on with, else of the class names."""
+    if previous is not None and not (source and source.is_given):
+        prompts: Prompts = {name: tuple(texts) for name, texts in previous["prompts"].items()}
+    else:
+        prompts = (source or PromptSource()).texts_of(classes)
+    for name, texts in prompts.items():
+        log.info("prompt  %s: %s", name, " | ".join(texts))
+    return prompts
+
+
+def _differing_settings(saved: dict[str, Any], config: FitConfig) -> list[str]:
+    return [
+        f"{name}: the fit has {saved.get(name)!r}, this call {value!r}"
+        for name, value in asdict(config).items()
+        if saved.get(name) != value
+    ]
+
+
+def _check_same(folder: FitFolder, differing: list[str]) -> None:
+    if differing:
+        raise RunError(f"{folder.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
+
+
+class _Fitting:
+    """The state of one fit in this process."""
+
+    def __init__(
+        self, folder: FitFolder, source: str, images: FitImages, prompts: Prompts, config: FitConfig, device: str,
+        workers: int | None,
+    ) -> None:  # fmt: skip
+        self._folder, self._images, self._prompts, self._config = folder, images, prompts, config
+        self._fitted_before = fitted_on(source) or frozenset()
+        self._model = DualEncoderTuning(
+            source, prompts, device=device, precision=resolve_fit_precision(config.precision, device),
+            freeze_text=config.freeze_text, last_layers=config.last_layers,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )  # fmt: skip
+        learning_bytes = _n_bytes(self._model.learning.values())
+        model_bytes = _n_bytes(self._model.model.parameters())
+        folder.check_room(learning_bytes, model_bytes)
+        self._steps = Steps(
+            self._model, lr_peak=config.lr_peak, weight_decay=config.weight_decay,
+            total_steps=images.n_batches(config.batch_size) * config.epochs,
+        )  # fmt: skip
+        n_workers = default_workers(device) if workers is None else workers
+        self._load = StudentLoader(self._model.size_px, POLICY.geometry, n_workers)
+        self._val_pixels: Tensor | None = None
+        self._ids = {"weights_sha256": self._model.weights_sha256, "images": images.digest()}
+        self._run_on = {"device": device, "precision": self._model.precision, "threads": torch.get_num_threads()}
+        self._epoch, self._metrics = 0, list[dict[str, Any]]()
+        self._best, self._start = {"epoch": 0, "macro_f1": -1.0}, dict[str, float]()
+        self._check_interrupt: Callable[[], None] = lambda: None
+        self._announce(source, learning_bytes, model_bytes)
+
+    def _announce(self, source: str, learning_bytes: int, model_bytes: int) -> None:
+        images, model = self._images, self._model
+        log.info(
+            "start   %s: %.1f M of %.1f M weights learn (text tower %s, %s of %d image blocks); %d px, %s on %s",
+            source, learning_bytes / 4e6, model_bytes / 4e6, "frozen" if self._config.freeze_text else "learns",
+            "all" if self._config.last_layers is None else self._config.last_layers, model.n_blocks,
+            model.size_px, model.precision, model.device,
+        )  # fmt: skip
+        log.info(
+            "images  %s train, %s val (%s), %d classes",
+            f"{len(images.learn):,}", f"{len(images.val):,}", images.val_source, len(images.classes),
+        )  # fmt: skip
+        if known := sum(sample.key in self._fitted_before for sample in images.val):
+            log.warning(
+                "%s of the validation images are among those that %s was fitted on: their scores will be too good",
+                f"{known:,}", source,
+            )  # fmt: skip
+
+    def restore(self, previous: dict[str, Any]) -> None:
+        """Take up a checkpoint; RunError lists every setting or input that is not the fit's own."""
+        differing = _differing_settings(previous["config"], self._config)
+        texts = {name: list(texts) for name, texts in self._prompts.items()}
+        differing += [
+            f"prompt of '{name}': the fit has {previous['prompts'].get(name)!r}, this call {texts.get(name)!r}"
+            for name in sorted(texts.keys() | previous["prompts"].keys())
+            if previous["prompts"].get(name) != texts.get(name)
+        ]
+        differing += [what for name, what in _CHANGED.items() if previous["ids"][name] != self._ids[name]]
+        _check_same(self._folder, differing)
+        if previous["run_on"] != self._run_on:
+            before, now = (", ".join(f"{k} {v}" for k, v in on.items()) for on in (previous["run_on"], self._run_on))
+            log.info("the fit began elsewhere (%s; now %s): its last digits may differ", before, now)
+        self._model.take(previous["weights"])
+        self._steps.take(previous["steps"])
+        self._epoch, self._metrics = previous["epoch"], previous["metrics"]
+        self._best, self._start = previous["best"], previous["start"]
+        self._folder.drop_leftovers()
+        self._folder.follow(previous)
+        log.info("resumed after epoch %d of %d", self._epoch, self._config.epochs)
+
+    def run_epochs(self, check_interrupt: Callable[[], None]) -> FitResult:
+        """All epochs that are left, then the finished folder."""
+        self._check_interrupt = check_interrupt
+        started = time.perf_counter()
+        with out_of_memory(self._model, self._config.batch_size, self._config.gradient_checkpointing):
+            self._learn()
+        wall_s = time.perf_counter() - started
+        best = FitResult(
+            self._folder.path, int(self._best["epoch"]), self._best["macro_f1"], self._start["macro_f1"], wall_s
+        )
+        if best.best_macro_f1 < best.start_macro_f1:
+            log.warning("no epoch is as good on the validation images as the start: another --lr, or more images?")
+        self._model.take(self._folder.load_best())
+        keys = {sample.key for sample in self._images.learn}
+        self._folder.publish(self._model.save, keys | self._fitted_before)
+        return best
+
+    def _learn(self) -> None:
+        if not self._start:
+            before = self._validate()
+            self._start = {"accuracy": before.accuracy, "macro_f1": before.macro_f1}
+            log.info(
+                "before  val accuracy %.3f, macro F1 %.3f; always the largest class: %.3f",
+                before.accuracy, before.macro_f1, before.majority_share,
+            )  # fmt: skip
+        while self._epoch < self._config.epochs:
+            row = self._one_epoch(self._epoch)
+            self._epoch += 1
+            self._metrics.append(row)
+            if is_best := row["val_macro_f1"] >= self._best["macro_f1"]:
+                self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
+            self._folder.save(self._checkpoint())
+            log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
+
+    def _one_epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout"))
+        batches = self._images.epoch_batches(epoch, self._config.batch_size, self._config.seed)
+        self._model.train()
+        loss_sum = 0.0
+        loaded = tqdm(
+            self._load(batches), total=len(batches), desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=None
+        )
+        for number, (pixels, labels_B) in enumerate(loaded):
+            loss_sum += self._steps(pixels, labels_B, epoch * len(batches) + number) * len(labels_B)
+            self._check_interrupt()
+        trained_s = time.perf_counter() - started
+        val = self._validate()
+        n_images = len(self._images.learn)
+        return {
+            "epoch": epoch + 1, "lr": self._steps.lr, "loss": loss_sum / n_images,
+            "val_accuracy": val.accuracy, "val_balanced_accuracy": val.balanced_accuracy, "val_macro_f1": val.macro_f1,
+            "images_per_s": n_images / trained_s, "wall_s": time.perf_counter() - started,
+        }  # fmt: skip
+
+    def _validate(self) -> Metrics:
+        self._model.train(False)
+        with torch.inference_mode():
+            text_CD = self._model.class_texts()
+            logits = [self._model.logits(pixels, text_CD).cpu() for pixels in self._val_batches()]
+        labels_N = np.array(self._images.labels(self._images.val), dtype=np.int64)
+        return classification_metrics(torch.cat(logits).numpy(), labels_N, self._images.classes)
+
+    def _val_batches(self) -> Iterator[Tensor]:
+        """The clean validation views, uint8."""
+        # No gradients are kept: four times the images of a step need less memory than the step.
+        size = 4 * self._config.batch_size
+        if self._val_pixels is not None:
+            yield from self._val_pixels.split(size)
+            return
+        keep = len(self._images.val) * 3 * self._model.size_px**2 < _KEPT_PIXELS_BYTES
+        kept: list[Tensor] = []
+        for pixels, _ in self._load(self._images.val_batches(size)):
+            if keep:
+                kept.append(pixels)
+            yield pixels
+            self._check_interrupt()
+        if keep:
+            self._val_pixels = torch.cat(kept)
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {
+            "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best, "start": self._start,
+            "metrics": self._metrics, "config": asdict(self._config),
+            "prompts": {name: list(texts) for name, texts in self._prompts.items()},
+            "ids": self._ids, "run_on": self._run_on, "weights": self._model.weights(),
+            "steps": self._steps.state(),
+        }  # fmt: skip
+
+
+def _n_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+_CHANGED = {
+    "weights_sha256": "the weights of --from are others: restore them, or start a new fit with another -o",
+    "images": "images were added, removed or relabelled since: restore them, or start a new fit with another -o",
+}
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.3f}  val accuracy {row['val_accuracy']:.3f}  "
+        f"balanced {row['val_balanced_accuracy']:.3f}  macro F1 {row['val_macro_f1']:.3f}  "
+        f"{row['images_per_s']:.0f} images/s"
     )
-    torch.manual_seed(seed)
-    model = SiglipModel(config)
-    with torch.no_grad():  # the paper's starting point: temperature 10, bias -10
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10)
-    image_processor = SiglipImageProcessor(size={"height": shape.size_px, "width": shape.size_px}, resample=3)
-    model.save_pretrained(out)
-    SiglipProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(out)
-    return model
-
-
-def _train_sentencepiece(texts: Sequence[str]) -> bytes:
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(list(texts) * 20), model_writer=model, model_type="unigram",
-        vocab_size=64, hard_vocab_limit=False, normalization_rule_name="identity", minloglevel=2,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>",
-    )  # fmt: skip
-    return model.getvalue()
-
-
-def sigmoid_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Mean over images of the sum over texts of -log sigmoid(+-logit), plus where the text is the image's class."""
-    signs_BC = 2 * F.one_hot(labels_B, logits_BC.shape[1]).to(logits_BC.dtype) - 1
-    return -F.logsigmoid(signs_BC * logits_BC).sum(dim=1).mean()
-
-
-def fit_teacher(images: SampleSet, prompts: Prompts, out: Path, config: FitConfig) -> None:
-    """Fit a small SigLIP to the train split of `images` and save it in `out`, which must not exist yet."""
-    if out.exists():
-        raise OutputExists(f"{out} exists: choose another folder, or delete it to fit again")
-    texts = [text for class_texts in prompts.values() for text in class_texts]
-    pool_TC = _mean_over_texts(prompts)
-    model = new_siglip(config.shape, texts, out, config.seed)
-    tokens = _tokenise(out, texts)
-    train = images.of_split("train")
-    classes = list(prompts)
-    labels_N = torch.tensor([classes.index(sample.labels[FOLDER_TASK]) for sample in train])
-    pixels = [read_sample(sample) for sample in train]
-    steps = config.epochs * math.ceil(len(train) / config.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr_peak, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr_peak, total_steps=steps, pct_start=0.1)
-    model.train()
-    progress = tqdm(range(config.epochs), desc="fit teacher", unit="epoch", disable=None)
-    for epoch in progress:
-        for rows in _batches(len(train), config, epoch):
-            views = [
-                render(pixels[i], draw(ViewPolicy(), train[i].key, epoch + 1, config.seed), config.shape.size_px)
-                for i in rows
-            ]
-            batch = torch.stack(views).float().div_(127.5).sub_(1)
-            logits_BT = model(input_ids=tokens, pixel_values=batch).logits_per_image
-            loss = sigmoid_loss(logits_BT @ pool_TC, labels_N[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-    model.eval().save_pretrained(out)
-
-
-def _mean_over_texts(prompts: Prompts) -> Tensor:
-    """float32 [T, C]: several texts of a class count as one, whose logit is their mean."""
-    rows = [F.one_hot(torch.tensor(i), len(prompts)) / len(texts) for i, texts in enumerate(prompts.values())]
-    return torch.stack([row for row, texts in zip(rows, prompts.values(), strict=True) for _ in texts])
-
-
-def _tokenise(folder: Path, texts: Sequence[str]) -> Tensor:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokens: Tensor = tokenizer(list(texts), padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
-    return tokens
-
-
-def _batches(n_samples: int, config: FitConfig, epoch: int) -> Iterator[list[int]]:
-    order = np.random.default_rng([config.seed, epoch]).permutation(n_samples)
-    for start in range(0, n_samples, config.batch_size):
-        yield order[start : start + config.batch_size].tolist()

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,12 +25,12 @@ from pipeline.teachers.classifiers import (
 )
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.dual_encoder import DualEncoder, dual_encoder_from, zero_shot_teacher
+from pipeline.teachers.fit_folder import FitFolder, fitted_on
 from pipeline.teachers.hub import load_local_first, quiet_transformers
 from pipeline.teachers.prompts import Prompts, PromptSource
 from pipeline.teachers.scripted import student_classifier, torchscript_classifier
 from pipeline.teachers.teacher import LoadedModel, Teacher
 
-FITTED_ON = "fitted_on.json"
 _LIBRARIES = ("torchvision", "timm")
 
 
@@ -73,7 +72,7 @@ def _load(
     if description != TeacherDescription():
         raise SettingError(f"{source} describes itself: leave --teacher-config out")
     texts = prompts.texts_of(classes) if isinstance(prompts, PromptSource) else prompts
-    return zero_shot_teacher(found, texts, _fitted_on(Path(source)))
+    return zero_shot_teacher(found, texts, fitted_on(Path(source)))
 
 
 def _find(source: str, n_classes: int, description: TeacherDescription) -> Classifier | DualEncoder:
@@ -85,7 +84,9 @@ def _find(source: str, n_classes: int, description: TeacherDescription) -> Class
     path = Path(source)
     if path.is_file():
         return torchscript_classifier(path)
-    if path.is_dir() and (RunFolder(path).best.exists() or RunFolder(path).last.exists()):
+    if FitFolder(path).is_unfinished():
+        raise TeacherError(f"the fit in {path} is not finished: go on with it by `softlabel teacher fit ... --resume`")
+    if RunFolder(path).best.exists() or RunFolder(path).last.exists():
         return student_classifier(path)
 
     def load(local_files_only: bool) -> Classifier | DualEncoder:
@@ -98,14 +99,3 @@ def _find(source: str, n_classes: int, description: TeacherDescription) -> Class
         return dual_encoder_from(source, config, local_files_only)
 
     return load_local_first(source, load, "a SigLIP or CLIP model or an image classifier")
-
-
-def _fitted_on(folder: Path) -> frozenset[bytes] | None:
-    """The images that `softlabel teacher fit` fitted it on, where it did."""
-    path = folder / FITTED_ON
-    if not path.is_file():
-        return None
-    try:
-        return frozenset(bytes.fromhex(key) for key in json.loads(path.read_text(encoding="utf-8"))["keys"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TeacherError(f"{path} is damaged ({error}): fit the teacher anew, or remove that file") from error

@@ -18,7 +18,8 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.mark.parametrize(
     "command",
-    ["", "cache", *("cache " + verb for verb in ("build", "import", "info", "merge", "verify")),
+    ["", "teacher", "teacher fit", "cache",
+     *("cache " + verb for verb in ("build", "import", "info", "merge", "verify")),
      "train", "evaluate", "export", "predict", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, cli: Cli) -> None:
