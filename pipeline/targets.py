@@ -20,6 +20,10 @@ from data.loaders import ViewItem, read_sample
 from data.samples import FOLDER_TASK, Sample
 from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness_tolerance
 
+SEEN = "seen"
+"""The feature, one scalar a row: 1 where the teacher, or the head that said the row, was fitted on the row's sample or
+its group; 0 where not. Without it nobody knows."""
+
 
 @dataclass(frozen=True)
 class TeacherTargets:

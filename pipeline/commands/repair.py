@@ -1,0 +1,49 @@
+"""The commands that make a cache's logits anew from its embeddings. Each parses, calls one function, prints its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.shared import FILE, data_options, goes_on_with, same_command
+
+if TYPE_CHECKING:
+    from data.options import ScanOptions
+
+_KEEP_EMBEDDING = click.option(
+    "--embedding/--no-embedding", default=True, show_default=True,
+    help="Keep the embeddings, so that the new cache can be repaired again.",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("cache_file", metavar="CACHE", type=FILE)
+@click.argument("data", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
+@click.option("--cross-fit", metavar="GROUP", help="Label train rows out of fold: image, or a column of --csv.")
+@click.option("--csv", type=FILE, help="Table with a row an image, for --cross-fit COLUMN.")
+@click.option("--image-column", metavar="COLUMN", help="Its column of images [image_id, image, filename, path, name].")
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option("--calibrate", is_flag=True, help="Temperature scaling, on val or else on what a head held out of train.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
+@_KEEP_EMBEDDING
+@data_options
+def probe(cache_file: Path, data: Path, out: Path, scan: ScanOptions, **settings: Any) -> None:
+    """Label CACHE anew by logistic regression on its embeddings, fitted on the train images of DATA.
+
+    No teacher and no pixels: seconds. The classes are DATA's, so any teacher's embeddings will do. With --cross-fit no
+    train row is labelled by a head that saw its group (image, lesion, patient).
+    """
+    with goes_on_with(same_command):
+        from pipeline.repair.probe import ProbeConfig, probe_cache
+
+        result = probe_cache(cache_file, data, out, ProbeConfig(**settings), scan)
+    temperature = f", T {result.temperatures[0]:.3g}" if result.temperatures else ""
+    click.echo(
+        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images, {len(result.c)} linear heads on "
+        f"{result.n_features:,} features, C {result.c[0]:g}{temperature}, {result.wall_s:.1f} s"
+    )
+    if result.scores:
+        click.echo(result.to_table())
