@@ -18,7 +18,7 @@ import click
 
 from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
-from pipeline.commands.repair import probe
+from pipeline.commands.repair import probe, rehead
 from pipeline.commands.student import evaluate, export, predict, train
 
 
@@ -106,7 +106,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
         tune_allocator()
 
 
-for command in (probe,):
+for command in (probe, rehead):
     cache.add_command(command)
 for command in (demo, cache, train, evaluate, export, predict):
     cli.add_command(command)

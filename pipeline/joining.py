@@ -109,13 +109,9 @@ def _images(
             f"of the images has other bytes (re-encoded or resized?)"
         )
     elif missing:
-        yield (
-            f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): {remedy}"
-        )
+        yield (f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): {remedy}")
     if unclean:
-        yield (
-            f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): {remedy}"
-        )
+        yield (f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): {remedy}")
 
 
 def _extending(reader: CacheReader, data: str) -> str:

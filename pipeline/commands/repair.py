@@ -1,4 +1,4 @@
-"""The commands that make a cache's logits anew from its embeddings. Each parses, calls one function, prints its result."""
+"""The commands that make logits anew from embeddings. Each parses, calls one function, prints its result."""
 
 from __future__ import annotations
 
@@ -44,6 +44,36 @@ def probe(cache_file: Path, data: Path, out: Path, scan: ScanOptions, **settings
     click.echo(
         f"{out}: {result.n_rows:,} views of {result.n_samples:,} images, {len(result.c)} linear heads on "
         f"{result.n_features:,} features, C {result.c[0]:g}{temperature}, {result.wall_s:.1f} s"
+    )
+    if result.scores:
+        click.echo(result.to_table())
+
+
+@click.command()
+@click.argument("cache_file", metavar="CACHE", type=FILE)
+@click.option("--prompts", type=FILE, help="YAML: class -> prompt or list of prompts [the class names].")
+@click.option(
+    "--template", "templates", multiple=True, help="Text around each prompt, which stands for {}; repeatable."
+)
+@click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
+@click.option("--teacher", help="Folder or Hugging Face name of CACHE's teacher [the name in CACHE].")
+@click.option("--data", type=FILE, help="Images: compare old and new answers; their folders name the classes.")
+@click.option("--calibrate", is_flag=True, help="With --data: temperature scaling, on val or else on train.")
+@_KEEP_EMBEDDING
+@data_options
+def rehead(cache_file: Path, out: Path, data: Path | None, scan: ScanOptions, **settings: Any) -> None:
+    """Give CACHE the answers that its teacher has to other prompts.
+
+    Reads the teacher's text side and the stored embeddings, no pixels.
+    """
+    with goes_on_with(same_command):
+        from pipeline.repair.rehead import ReheadConfig, rehead_cache
+
+        result = rehead_cache(cache_file, out, ReheadConfig(**settings), data, scan)
+    temperature = f", T {result.temperature:.3g}" if result.temperature is not None else ""
+    click.echo(
+        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images with new prompts{temperature}, "
+        f"{result.wall_s:.1f} s"
     )
     if result.scores:
         click.echo(result.to_table())

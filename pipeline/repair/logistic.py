@@ -111,7 +111,7 @@ def fit_head(data: FitData, classes: tuple[str, ...], n_folds: int, seed: int, w
     _fit(model, clean_ND, data.labels_N)  # from there, all views take half the steps
     n_steps = _fit(model, scaled_RD, data.labels_N[data.sample_R], weights_R)
     if n_steps >= _MAX_STEPS:
-        log.info("the probe's solver stopped after %d steps, near the optimum: its last digits are not certain", n_steps)
+        log.info("the probe's solver stopped after %d steps: the last digits of its logits are not certain", n_steps)
     weights_CD = _multinomial(model.coef_.astype(np.float64)) / scaler.scale_
     bias_C = _multinomial(model.intercept_.astype(np.float64)) - weights_CD @ scaler.mean_
     return FittedHead(LinearHead(weights_CD, bias_C), c, held_out_NC, scored_N)

@@ -1,0 +1,188 @@
+"""Make a cache's zero-shot logits anew with other prompts, from its stored embeddings. Touches no pixels.
+
+Never fits anything but a temperature. Run: softlabel cache rehead t.h5 --prompts new.yaml -o new.h5
+N samples, R rows of the cache, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import CacheReader
+from cache.errors import CacheMismatch
+from cache.manifest import differences
+from data.errors import bullet_list
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, scan_folder
+from pipeline.errors import SettingError, TeacherError
+from pipeline.joining import join
+from pipeline.repair.calibration import fit_temperature, nll_nats
+from pipeline.repair.derived import (
+    REHEAD,
+    SCORE_TITLE,
+    Score,
+    check_new_file,
+    chunks,
+    derived_manifest,
+    new_logits,
+    provenance_of_scores,
+    score,
+    stored_embeddings,
+    write_derived,
+)
+from pipeline.repair.text_side import KINDS, TextSide, load_text_side
+from pipeline.targets import TeacherTargets
+from pipeline.teachers.prompts import Prompts, read_prompts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReheadConfig:
+    """Which head a cache is to get."""
+
+    prompts: Path
+    """YAML file, class -> prompt or list of prompts."""
+    teacher: str | None = None
+    """Folder or hub name of the cache's teacher; None takes the name that the cache gives."""
+    calibrate: bool = False
+    """Divide the logits by the temperature of least NLL on the val images of the data, or else on its train images."""
+    embedding: bool = True
+    """Keep the embeddings, from which the new cache can be repaired again."""
+
+
+@dataclass(frozen=True)
+class ReheadResult:
+    """What was done; `scores` is empty without data."""
+
+    path: Path
+    n_samples: int
+    n_rows: int
+    temperature: float | None
+    scores: tuple[Score, ...]
+    wall_s: float
+
+    def to_table(self) -> str:
+        """For people."""
+        return "\n".join([SCORE_TITLE, *(one.to_line() for one in self.scores)])
+
+
+def rehead_cache(
+    cache: str | Path,
+    out: str | Path,
+    config: ReheadConfig,
+    data: str | Path | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> ReheadResult:
+    """Write the cache `out` with the answers that the teacher of `cache` gives with other prompts.
+
+    With `data` the classes are its folders', and old and new answers are compared on its val (or test) images; without,
+    they are the cache's. Raises DataError, CacheError or PipelineError.
+    """
+    started = time.perf_counter()
+    check_new_file(out)
+    if config.calibrate and data is None:
+        raise SettingError("a temperature needs labels: name the images with --data DATA")
+    reader = CacheReader(cache, memory_map=False)
+    described = _described_teacher(reader)
+    targets: dict[str, TeacherTargets] = {}
+    classes = reader.tasks.get(FOLDER_TASK, ())
+    if data is not None:
+        targets, classes = _labelled(reader, data, scan)
+    prompts = read_prompts(config.prompts, classes)
+    embedding_RD = stored_embeddings(reader)
+    side = _load_same_teacher(reader, described, config.teacher, prompts)
+    if embedding_RD.shape[1] != side.head.text_CD.shape[1]:
+        raise CacheMismatch(
+            f"{reader.path} has embeddings of {embedding_RD.shape[1]} numbers, the teacher's prompts have "
+            f"{side.head.text_CD.shape[1]}"
+        )
+    logits_RC = new_logits(reader.n_rows, len(classes))
+    temperature = _temperature(side, embedding_RD, targets) if config.calibrate else None
+    for part in chunks(reader.n_rows):
+        logits_RC[part] = side.head.logits(embedding_RD[part].astype(np.float32)) / (temperature or 1.0)
+    scores = _scores(targets, classes, logits_RC)
+    head = {**side.prompted, "head": REHEAD} | ({} if temperature is None else {"temperature": temperature.hex()})
+    facts = {
+        "command": REHEAD, "parent_cache_id": reader.cache_id, "temperature": temperature,
+        "scores": provenance_of_scores(scores), "wall_s": round(time.perf_counter() - started, 3),
+    }  # fmt: skip
+    manifest = derived_manifest(reader.manifest, classes, head, facts)
+    written = write_derived(reader, out, manifest, logits_RC, None, embedding=config.embedding)
+    wall_s = time.perf_counter() - started
+    return ReheadResult(Path(out), written.n_samples, written.n_rows, temperature, tuple(scores), wall_s)
+
+
+def _described_teacher(reader: CacheReader) -> dict[str, Any]:
+    """The teacher as the cache's identity has it; CacheMismatch for one without a text side that we know."""
+    described = reader.manifest.identity.get("teacher")
+    if not isinstance(described, dict) or described.get("kind") not in KINDS:
+        raise CacheMismatch(
+            f"{reader.path} is not from a teacher that takes prompts ({', '.join(KINDS)}): its embeddings can be "
+            "probed instead: softlabel cache probe CACHE DATA -o OUT"
+        )
+    return described
+
+
+def _labelled(
+    reader: CacheReader, data: str | Path, scan: ScanOptions
+) -> tuple[dict[str, TeacherTargets], tuple[str, ...]]:
+    """The images of each split with their rows, and the class names."""
+    images = scan_folder(data, scan)
+    classes = images.classes[FOLDER_TASK]
+    splits = {split: images.of_split(split) for split in images.splits}
+    joined = join(reader, splits, str(data), clean=images.splits, skip_bad_images=scan.skip_bad_images, classes=classes)
+    return {split: targets for split, targets in joined.items() if targets.samples}, classes
+
+
+def _load_same_teacher(
+    reader: CacheReader, described: Mapping[str, Any], source: str | None, prompts: Prompts
+) -> TextSide:
+    """The text side of the cache's teacher; CacheMismatch lists what another one differs in."""
+    named = source or reader.manifest.provenance.get("teacher")
+    if not isinstance(named, str):
+        raise SettingError(f"{reader.path} does not name its teacher: pass --teacher, its folder or hub name")
+    try:
+        side = load_text_side(named, prompts)
+    except TeacherError as error:
+        if source is not None:
+            raise
+        raise TeacherError(
+            f"{reader.path} calls its teacher '{named}', which cannot be loaded under that name: pass --teacher, its "
+            f"folder or hub name\n{error}"
+        ) from error
+    if found := differences({name: described.get(name) for name in side.teacher}, side.teacher):
+        listed = bullet_list(found)
+        raise CacheMismatch(f"{named} is not the teacher of {reader.path} (stored against found):\n{listed}")
+    return side
+
+
+def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets]) -> float:
+    """The T of least NLL on clean val views; on train ones, of which a zero-shot head knows nothing, where no val is."""
+    split = next((name for name in ("val", "train") if name in targets), None)
+    if split is None:
+        raise SettingError("a temperature needs val or train images, and the data have none: leave out --calibrate")
+    rows, labels_N = targets[split].clean_rows(), targets[split].labels_N
+    logits_NC = side.head.logits(embedding_RD[rows].astype(np.float32))
+    temperature = fit_temperature(logits_NC, labels_N)
+    log.info(
+        "temperature %.4g on %s images of %s: NLL %.4f -> %.4f nats", temperature, f"{len(labels_N):,}", split,
+        nll_nats(logits_NC, labels_N), nll_nats(logits_NC, labels_N, temperature),
+    )  # fmt: skip
+    return temperature
+
+
+def _scores(
+    targets: Mapping[str, TeacherTargets], classes: tuple[str, ...], logits_RC: NDArray[np.floating]
+) -> list[Score]:
+    """On val, or on test where there is no val."""
+    split = next((name for name in ("val", "test", "train") if name in targets), None)
+    return [] if split is None else [score(split, targets[split], classes, logits_RC)]
