@@ -70,7 +70,7 @@ def describe_cache_as_text(path: str | Path) -> str:
         lines.append(f"prompt      {name}: {' | '.join(texts)}")
     lines += _head_lines(identity)
     for name, shape in found["features"].items():
-        lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")
+        lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape) or 'one number'}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
     return "\n".join(map(printable, lines))

@@ -52,9 +52,7 @@ def probe(cache_file: Path, data: Path, out: Path, scan: ScanOptions, **settings
 @click.command()
 @click.argument("cache_file", metavar="CACHE", type=FILE)
 @click.option("--prompts", type=FILE, help="YAML: class -> prompt or list of prompts [the class names].")
-@click.option(
-    "--template", "templates", multiple=True, help="Text around each prompt, which stands for {}; repeatable."
-)
+@click.option("--template", "templates", multiple=True, help="Text with {} where each prompt goes; repeatable.")
 @click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
 @click.option("--teacher", help="Folder or Hugging Face name of CACHE's teacher [the name in CACHE].")
 @click.option("--data", type=FILE, help="Images: compare old and new answers; their folders name the classes.")

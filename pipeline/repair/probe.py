@@ -1,7 +1,7 @@
 """Label a cache anew by a linear probe on its own embeddings, fitted on the train images of a folder.
 
-Loads no teacher and no pixels. With `cross_fit`, no row of a train image comes from a head that was fitted on its group:
-folds are drawn without looking at labels, and C, scaling and temperature of a head follow from what it is fitted on.
+Loads no teacher and no pixels. With `cross_fit`, no row of a train image comes from a head that was fitted on its
+group: folds are drawn without a look at labels; C, scaling and temperature of a head follow from what it is fitted on.
 Run: softlabel cache probe t.h5 DATA --cross-fit image -o probe.h5
 N samples, R rows of the cache, C classes, D features.
 """
@@ -148,9 +148,10 @@ class _Probe:
         # Folds of single images by class take a hundredth of the time of folds of groups.
         data = self._fit_data(np.array(groups) if len(set(groups)) < len(groups) else None)
         self._add_head(data, "")
-        for fold in range(config.folds if self._fold_N is not None else 0):
-            without = f" outside of fold {fold + 1} of {config.folds}: try another --seed or fewer --folds"
-            self._add_head(data.part(self._fold_N != fold), without)
+        if self._fold_N is not None:
+            for fold in range(config.folds):
+                without = f" outside of fold {fold + 1} of {config.folds} (try another --seed or fewer --folds)"
+                self._add_head(data.part(np.not_equal(self._fold_N, fold)), without)
 
     def label(self) -> NDArray[np.floating]:
         """The new logits of every row, [R, C]: float64 products, rounded once."""
@@ -218,11 +219,8 @@ class _Probe:
 
     def _temperature(self, fitted: FittedHead, data: FitData) -> float:
         """The T of this head alone: one for all heads would carry the labels of a group into its own rows."""
-        where, logits_NC, labels_N = (
-            "held-out train",
-            fitted.held_out_NC[fitted.scored_N],
-            data.labels_N[fitted.scored_N],
-        )
+        where, labels_N = "held-out train", data.labels_N[fitted.scored_N]
+        logits_NC = fitted.held_out_NC[fitted.scored_N]
         if self._calibrators is not None:
             rows, labels_N = self._calibrators
             where, logits_NC = "val", fitted.head.logits(self.embedding_RD[rows])

@@ -40,7 +40,7 @@ from pipeline.repair.derived import (
 )
 from pipeline.repair.text_side import KINDS, TextSide, load_text_side
 from pipeline.targets import TeacherTargets
-from pipeline.teachers.prompts import Prompts, read_prompts
+from pipeline.teachers.prompts import Prompts, default_prompts, read_prompts
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,22 @@ log = logging.getLogger(__name__)
 class ReheadConfig:
     """Which head a cache is to get."""
 
-    prompts: Path
-    """YAML file, class -> prompt or list of prompts."""
+    prompts: Path | None = None
+    """YAML file, class -> prompt or list of prompts; None makes prompts of the class names."""
+    templates: tuple[str, ...] = ()
+    """Each prompt is put in place of the {} of each of these; none leaves the prompts as they are."""
     teacher: str | None = None
     """Folder or hub name of the cache's teacher; None takes the name that the cache gives."""
     calibrate: bool = False
     """Divide the logits by the temperature of least NLL on the val images of the data, or else on its train images."""
     embedding: bool = True
     """Keep the embeddings, from which the new cache can be repaired again."""
+
+    def __post_init__(self) -> None:
+        if self.prompts is None and not self.templates:
+            raise SettingError("other prompts are needed: --prompts FILE, --template TEXT, or both")
+        if bad := [text for text in self.templates if text.count("{}") != 1]:
+            raise SettingError(f"a template needs one {{}}, where the prompt goes, got {bad[0]!r}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def rehead_cache(
     classes = reader.tasks.get(FOLDER_TASK, ())
     if data is not None:
         targets, classes = _labelled(reader, data, scan)
-    prompts = read_prompts(config.prompts, classes)
+    prompts = _prompts(config, classes)
     embedding_RD = stored_embeddings(reader)
     side = _load_same_teacher(reader, described, config.teacher, prompts)
     if embedding_RD.shape[1] != side.head.text_CD.shape[1]:
@@ -119,6 +127,18 @@ def rehead_cache(
     written = write_derived(reader, out, manifest, logits_RC, None, embedding=config.embedding)
     wall_s = time.perf_counter() - started
     return ReheadResult(Path(out), written.n_samples, written.n_rows, temperature, tuple(scores), wall_s)
+
+
+def _prompts(config: ReheadConfig, classes: tuple[str, ...]) -> Prompts:
+    bare = read_prompts(config.prompts, classes) if config.prompts else default_prompts(classes)
+    templates = config.templates or ("{}",)
+    prompts = {
+        name: tuple(template.replace("{}", text) for template in templates for text in texts)
+        for name, texts in bare.items()
+    }
+    for name, texts in prompts.items():
+        log.info("prompt  %s: %s", name, " | ".join(texts))
+    return prompts
 
 
 def _described_teacher(reader: CacheReader) -> dict[str, Any]:
@@ -166,7 +186,7 @@ def _load_same_teacher(
 
 
 def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets]) -> float:
-    """The T of least NLL on clean val views; on train ones, of which a zero-shot head knows nothing, where no val is."""
+    """The T of least NLL on clean val views, or else on train ones: a zero-shot head was fitted on neither."""
     split = next((name for name in ("val", "train") if name in targets), None)
     if split is None:
         raise SettingError("a temperature needs val or train images, and the data have none: leave out --calibrate")
