@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -40,7 +40,7 @@ def read_groups(
     An image's row has its relative path, file name or file name without suffix in `image_column` (None: the first of
     `IMAGE_COLUMNS` there is). Images that are not `required` may have no row; they are absent then.
     """
-    groups_of = _table(file, column, image_column)
+    groups_of = _table(file, column, image_column, {sample.name for sample in samples})
     owners = [_owners(samples, place) for place in _PLACES]
     found: dict[bytes, str] = {}
     problems = []
@@ -108,13 +108,16 @@ def _look_up(
     return set(), 0
 
 
-def _table(file: Path, column: str, image_column: str | None) -> dict[str, set[str]]:
-    """What a row calls its image, in each way that `_PLACES` knows -> the groups of such rows."""
+def _table(file: Path, column: str, image_column: str | None, paths: Set[str]) -> dict[str, set[str]]:
+    """What a row calls its image -> the groups of such rows.
+
+    A row with one of the relative `paths` is about that image alone, any other about all of its file name.
+    """
     found = defaultdict[str, set[str]](set)
     for image, group in _rows(file, column, image_column):
         if image and group:
             written = image.replace("\\", "/")
-            for name in {place(written) for place in _PLACES}:
+            for name in {written} if written in paths else {place(written) for place in _PLACES}:
                 found[name].add(group)
     return found
 

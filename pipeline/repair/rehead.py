@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +101,12 @@ def rehead_cache(
         raise SettingError("a temperature needs labels: name the images with --data DATA")
     reader = CacheReader(cache, memory_map=False)
     described = _described_teacher(reader)
-    targets: dict[str, TeacherTargets] = {}
-    classes = reader.tasks.get(FOLDER_TASK, ())
-    if data is not None:
-        targets, classes = _labelled(reader, data, scan)
+    targets, classes = _labelled(reader, data, scan) if data is not None else ({}, _cached_classes(reader))
     prompts = _prompts(config, classes)
     embedding_RD = stored_embeddings(reader)
     side = _load_same_teacher(reader, described, config.teacher, prompts)
-    if embedding_RD.shape[1] != side.head.text_CD.shape[1]:
-        raise CacheMismatch(
-            f"{reader.path} has embeddings of {embedding_RD.shape[1]} numbers, the teacher's prompts have "
-            f"{side.head.text_CD.shape[1]}"
-        )
-    logits_RC = new_logits(reader.n_rows, len(classes))
     temperature = _temperature(side, embedding_RD, targets) if config.calibrate else None
-    for part in chunks(reader.n_rows):
-        logits_RC[part] = side.head.logits(embedding_RD[part].astype(np.float32)) / (temperature or 1.0)
+    logits_RC = _answers(side, embedding_RD, temperature or 1.0)
     scores = _scores(targets, classes, logits_RC)
     head = {**side.prompted, "head": REHEAD} | ({} if temperature is None else {"temperature": temperature.hex()})
     facts = {
@@ -127,6 +117,21 @@ def rehead_cache(
     written = write_derived(reader, out, manifest, logits_RC, None, embedding=config.embedding)
     wall_s = time.perf_counter() - started
     return ReheadResult(Path(out), written.n_samples, written.n_rows, temperature, tuple(scores), wall_s)
+
+
+def _answers(side: TextSide, embedding_RD: NDArray[np.float16], temperature: float) -> NDArray[np.floating]:
+    """Logits over T, [R, C]: T goes into the head, so that they are rounded once."""
+    head = replace(side.head, scale=side.head.scale / temperature, bias=side.head.bias / temperature)
+    logits_RC = new_logits(len(embedding_RD), len(head.text_CD))
+    for part in chunks(len(embedding_RD)):
+        logits_RC[part] = head.logits(embedding_RD[part].astype(np.float32))
+    return logits_RC
+
+
+def _cached_classes(reader: CacheReader) -> tuple[str, ...]:
+    if FOLDER_TASK not in reader.tasks:
+        raise CacheMismatch(f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'")
+    return reader.tasks[FOLDER_TASK]
 
 
 def _prompts(config: ReheadConfig, classes: tuple[str, ...]) -> Prompts:
