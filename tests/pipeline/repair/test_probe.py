@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 
 from cache import CacheReader, Table, merge
 from cache.errors import CacheMismatch
+from cache.fill import write_table
 from data.errors import BadSamples
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
@@ -31,6 +32,7 @@ Resealed = Callable[..., Path]
 OTHER = "melanocytic nevus"
 CROSS = ProbeConfig(cross_fit="image", folds=3)
 N_FEATURES = 200
+FEW_STRENGTHS = (1e-4, 1e-2, 1.0)
 
 
 def with_embeddings(value_of: Callable[[bytes], np.ndarray]) -> Callable[[Table], Table]:
@@ -52,7 +54,7 @@ def noise_of(key: bytes) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _few_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the time."""
-    monkeypatch.setattr(logistic, "C_GRID", (1e-4, 1e-2, 1.0))
+    monkeypatch.setattr(logistic, "C_GRID", FEW_STRENGTHS)
 
 
 @pytest.fixture(scope="session")
@@ -62,18 +64,32 @@ def label_of(tiny_data: Path) -> dict[bytes, int]:
     return {sample.key: images.classes[FOLDER_TASK].index(sample.labels[FOLDER_TASK]) for sample in images.samples}
 
 
-@pytest.fixture
-def telling(tiny_cache: Path, resealed: Resealed, label_of: dict[bytes, int]) -> Path:
+def resealed_at(folder: Path, source: Path, change: Callable[[Table], Table]) -> Path:
+    reader = CacheReader(source)
+    write_table(folder / "t.h5", reader.manifest, change(reader.table()))
+    return folder / "t.h5"
+
+
+@pytest.fixture(scope="session")
+def telling(tiny_cache: Path, label_of: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache whose embeddings tell the class, and not much else."""
     centres = np.random.default_rng(7).normal(size=(5, 16))
     change = with_embeddings(lambda key: centres[label_of[key]] + 0.6 * noise_of(key)[:16])
-    return resealed(tiny_cache, change, name="telling.h5")
+    return resealed_at(tmp_path_factory.mktemp("telling"), tiny_cache, change)
+
+
+@pytest.fixture(scope="session")
+def crossed(telling: Path, tiny_data: Path) -> CacheReader:
+    """Its cross-fitted probe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logistic, "C_GRID", FEW_STRENGTHS)
+        return probed(telling, tiny_data)
 
 
 @pytest.fixture
-def noise(tiny_cache: Path, resealed: Resealed) -> Path:
+def noise(tiny_cache: Path, tmp_path: Path) -> Path:
     """A cache whose embeddings say who it is and nothing of the class."""
-    return resealed(tiny_cache, with_embeddings(noise_of), name="noise.h5")
+    return resealed_at(tmp_path, tiny_cache, with_embeddings(noise_of))
 
 
 @pytest.fixture
@@ -156,14 +172,13 @@ def test_no_bit_of_a_groups_targets_depends_on_its_labels(telling: Path, data: P
 
 
 def test_what_only_memory_can_tell_is_told_by_the_plain_probe_alone(noise: Path, tiny_data: Path) -> None:
-    plain, crossed = probed(noise, tiny_data, ProbeConfig(folds=3)), probed(noise, tiny_data)
+    plain, cross_fitted = probed(noise, tiny_data, ProbeConfig(folds=3)), probed(noise, tiny_data)
     assert accuracy(plain, tiny_data) > 0.9
-    assert accuracy(crossed, tiny_data) < 0.45
-    np.testing.assert_array_equal(*(answers(reader, tiny_data, "test")[0] for reader in (plain, crossed)))
+    assert accuracy(cross_fitted, tiny_data) < 0.45
+    np.testing.assert_array_equal(*(answers(reader, tiny_data, "test")[0] for reader in (plain, cross_fitted)))
 
 
-def test_what_the_embeddings_tell_is_told_of_images_not_seen(telling: Path, tiny_data: Path) -> None:
-    crossed = probed(telling, tiny_data)
+def test_what_the_embeddings_tell_is_told_of_images_not_seen(crossed: CacheReader, tiny_data: Path) -> None:
     assert accuracy(crossed, tiny_data) > 0.7
     assert accuracy(crossed, tiny_data, "test") > 0.7
 
@@ -188,8 +203,8 @@ def test_seen_by_the_teacher_stays_seen(
     parent = resealed(telling, change, name="seen.h5")
     every = slice(0, 120)
     with caplog.at_level(logging.INFO):
-        crossed = probed(parent, tiny_data)
-    np.testing.assert_array_equal(crossed.feature(every, SEEN), np.arange(120) % 2)
+        found = probed(parent, tiny_data)
+    np.testing.assert_array_equal(found.feature(every, SEEN), np.arange(120) % 2)
     assert "train images come from a teacher that was fitted on them" in caplog.text
     plain = probed(parent, tiny_data, ProbeConfig()).feature(every, SEEN)
     np.testing.assert_array_equal(
@@ -227,8 +242,8 @@ def test_the_classes_are_those_of_the_data(telling: Path, data: Path) -> None:
     assert accuracy(reader, data, "test") > 0.7
 
 
-def test_labels_of_val_and_test_change_no_bit(telling: Path, data: Path) -> None:
-    before = probed(telling, data)
+def test_labels_of_val_and_test_change_no_bit(crossed: CacheReader, telling: Path, data: Path) -> None:
+    before = crossed
     for split in ("val", "test"):
         (data / split / "melanoma").rename(data / split / "was")
         (data / split / OTHER).rename(data / split / "melanoma")
@@ -237,8 +252,10 @@ def test_labels_of_val_and_test_change_no_bit(telling: Path, data: Path) -> None
     assert (before.recipe_id, before.content_id) == (after.recipe_id, after.content_id)
 
 
-def test_the_same_question_twice_has_the_same_answer_and_merges(telling: Path, tiny_data: Path, tmp_path: Path) -> None:
-    one, two = probed(telling, tiny_data), probed(telling, tiny_data)
+def test_the_same_question_twice_has_the_same_answer_and_merges(
+    crossed: CacheReader, telling: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    one, two = crossed, probed(telling, tiny_data)
     assert (one.recipe_id, one.content_id) == (two.recipe_id, two.content_id)
     assert merge([one.path, two.path], tmp_path / "merged.h5").content_id == one.content_id
 
@@ -248,8 +265,10 @@ def test_the_same_question_twice_has_the_same_answer_and_merges(telling: Path, t
     [{"cross_fit": None}, {"folds": 4}, {"seed": 1}, {"calibrate": True}],
     ids=lambda change: next(iter(change)),
 )
-def test_another_question_is_another_recipe(change: dict[str, Any], telling: Path, tiny_data: Path) -> None:
-    one, other = probed(telling, tiny_data), probed(telling, tiny_data, dataclasses.replace(CROSS, **change))
+def test_another_question_is_another_recipe(
+    change: dict[str, Any], crossed: CacheReader, telling: Path, tiny_data: Path
+) -> None:
+    one, other = crossed, probed(telling, tiny_data, dataclasses.replace(CROSS, **change))
     assert len({one.recipe_id, other.recipe_id, CacheReader(telling).recipe_id}) == 3
 
 
@@ -283,8 +302,8 @@ def test_a_temperature_of_val_lowers_the_nll_of_val(telling: Path, tiny_data: Pa
     np.testing.assert_allclose(scaled.logits(every) * temperature, plain.logits(every), rtol=1e-5, atol=1e-6)
 
 
-def test_a_probed_cache_can_be_probed_again(telling: Path, tiny_data: Path) -> None:
-    once = probed(telling, tiny_data)
+def test_a_probed_cache_can_be_probed_again(crossed: CacheReader, telling: Path, tiny_data: Path) -> None:
+    once = crossed
     again = probed(once.path, tiny_data)
     every = slice(0, 120)
     np.testing.assert_array_equal(once.logits(every), again.logits(every))
@@ -305,27 +324,25 @@ def test_the_embeddings_of_any_teacher_can_be_probed(
     assert "linear probe" in describe_cache_as_text(reader.path)
 
 
-def test_a_student_learns_from_a_probed_cache(telling: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_a_probed_cache(crossed: CacheReader, tiny_data: Path, tmp_path: Path) -> None:
     config = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=1, batch_size=16)
-    assert train(tiny_data, probed(telling, tiny_data).path, tmp_path / "run", config, workers=0).best_epoch == 1
+    assert train(tiny_data, crossed.path, tmp_path / "run", config, workers=0).best_epoch == 1
 
 
-def test_an_image_that_a_derived_cache_lacks_is_added_to_its_parent(telling: Path, data: Path) -> None:
-    reader = probed(telling, data)
+def test_an_image_that_a_derived_cache_lacks_is_added_to_its_parent(crossed: CacheReader, data: Path) -> None:
     path = next(data.glob("train/melanoma/*.png"))
     path.with_name("new.png").write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(CacheMismatch) as caught:
-        join(reader, {"train": scan_folder(data).of_split("train")}, str(data))
+        join(crossed, {"train": scan_folder(data).of_split("train")}, str(data))
     assert "extend that one by `softlabel cache build" in str(caught.value)
     assert "PARENT.h5` with the settings it was built with, then probe it again" in str(caught.value)
 
 
 def test_a_teacher_is_not_asked_again_for_what_it_did_not_say(
-    telling: Path, tiny_data: Path, tiny_teacher: Path
+    crossed: CacheReader, tiny_data: Path, tiny_teacher: Path
 ) -> None:
-    reader = probed(telling, tiny_data)
     with pytest.raises(CacheMismatch, match=r"made by `softlabel cache probe` .*: verify that one with DATA"):
-        recompute_rows(reader.path, tiny_data, str(tiny_teacher), device="cpu", workers=0)
+        recompute_rows(crossed.path, tiny_data, str(tiny_teacher), device="cpu", workers=0)
 
 
 def test_an_image_in_two_classes_counts_once(telling: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
