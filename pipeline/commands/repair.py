@@ -40,9 +40,10 @@ def probe(cache_file: Path, data: Path, out: Path, scan: ScanOptions, **settings
         from pipeline.repair.probe import ProbeConfig, probe_cache
 
         result = probe_cache(cache_file, data, out, ProbeConfig(**settings), scan)
-    temperature = f", T {result.temperatures[0]:.3g}" if result.temperatures else ""
+    temperature = f", T {result.temperatures[0]:.4g}" if result.temperatures else ""
+    heads = "1 linear head" if len(result.c) == 1 else f"{len(result.c)} linear heads"
     click.echo(
-        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images, {len(result.c)} linear heads on "
+        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images, {heads} on "
         f"{result.n_features:,} features, C {result.c[0]:g}{temperature}, {result.wall_s:.1f} s"
     )
     if result.scores:
@@ -68,7 +69,7 @@ def rehead(cache_file: Path, out: Path, data: Path | None, scan: ScanOptions, **
         from pipeline.repair.rehead import ReheadConfig, rehead_cache
 
         result = rehead_cache(cache_file, out, ReheadConfig(**settings), data, scan)
-    temperature = f", T {result.temperature:.3g}" if result.temperature is not None else ""
+    temperature = f", T {result.temperature:.4g}" if result.temperature is not None else ""
     click.echo(
         f"{out}: {result.n_rows:,} views of {result.n_samples:,} images with new prompts{temperature}, "
         f"{result.wall_s:.1f} s"

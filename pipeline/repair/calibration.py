@@ -6,10 +6,13 @@ N samples, C classes.
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 # A head beyond a factor of a thousand is not badly calibrated but broken, or its answers are all right.
 _LOG_BOUNDS = (math.log(1e-3), math.log(1e3))
@@ -33,3 +36,23 @@ def fit_temperature(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]
     )  # fmt: skip
     temperature = math.exp(found.x)
     return temperature if nll_nats(logits_NC, labels_N, temperature) < nll_nats(logits_NC, labels_N) else 1.0
+
+
+def tell_temperature(
+    temperature: float, logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], images: str
+) -> None:
+    """Log what a temperature did to the images that it was fitted on; a warning where nothing but flatness helps."""
+    before, after = nll_nats(logits_NC, labels_N), nll_nats(logits_NC, labels_N, temperature)
+    log.info(
+        "temperature %.4g on %s %s images: NLL %.4f -> %.4f nats",
+        temperature,
+        f"{len(labels_N):,}",
+        images,
+        before,
+        after,
+    )
+    if after > 0.99 * math.log(logits_NC.shape[1]):
+        log.warning(
+            "these logits say nothing of the classes: at best they are as good as none (%.4f nats)",
+            math.log(logits_NC.shape[1]),
+        )

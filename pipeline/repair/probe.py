@@ -25,7 +25,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.errors import SettingError
 from pipeline.joining import join
-from pipeline.repair.calibration import fit_temperature, nll_nats
+from pipeline.repair.calibration import fit_temperature, tell_temperature
 from pipeline.repair.derived import (
     PROBE,
     SCORE_TITLE,
@@ -226,10 +226,7 @@ class _Probe:
             where, logits_NC = "val", fitted.head.logits(self.embedding_RD[rows])
         temperature = fit_temperature(logits_NC, labels_N)
         if not self.heads[1:]:
-            log.info(
-                "temperature %.4g on %s images %s: NLL %.4f -> %.4f nats", temperature, f"{len(labels_N):,}", where,
-                nll_nats(logits_NC, labels_N), nll_nats(logits_NC, labels_N, temperature),
-            )  # fmt: skip
+            tell_temperature(temperature, logits_NC, labels_N, where)
         return temperature
 
     def _unseen_val(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:

@@ -24,7 +24,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.errors import SettingError, TeacherError
 from pipeline.joining import join
-from pipeline.repair.calibration import fit_temperature, nll_nats
+from pipeline.repair.calibration import fit_temperature, tell_temperature
 from pipeline.repair.derived import (
     REHEAD,
     SCORE_TITLE,
@@ -198,10 +198,7 @@ def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Map
     rows, labels_N = targets[split].clean_rows(), targets[split].labels_N
     logits_NC = side.head.logits(embedding_RD[rows].astype(np.float32))
     temperature = fit_temperature(logits_NC, labels_N)
-    log.info(
-        "temperature %.4g on %s images of %s: NLL %.4f -> %.4f nats", temperature, f"{len(labels_N):,}", split,
-        nll_nats(logits_NC, labels_N), nll_nats(logits_NC, labels_N, temperature),
-    )  # fmt: skip
+    tell_temperature(temperature, logits_NC, labels_N, split)
     return temperature
 
 

@@ -225,7 +225,7 @@ def test_val_images_of_a_train_group_are_seen_and_told(
     with caplog.at_level(logging.INFO):
         reader = probed(telling, tiny_data, config)
     assert "2 of 15 val images share their case with a train image" in caplog.text
-    assert "on 13 images val" in caplog.text
+    assert "on 13 val images" in caplog.text
     seen = np.flatnonzero(reader.feature(slice(0, 120), SEEN))
     assert seen.tolist() == sorted(rows_of(reader, tiny_data / name).start for name in val)
 
