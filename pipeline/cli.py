@@ -88,6 +88,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel demo                          see the whole of it, without data or download
     softlabel cache build DATA -o t.h5      stage one: the teacher's logits of every view
     softlabel cache verify t.h5             is it what it was? (also: cache info, cache merge)
+    softlabel cache probe t.h5 DATA -o p.h5 other logits from its embeddings (also: cache rehead)
     softlabel train DATA t.h5 -o RUN        stage two: a student, no teacher in memory
     softlabel evaluate RUN DATA             what it is worth
     softlabel export RUN -o student.pt      one TorchScript file

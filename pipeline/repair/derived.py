@@ -79,7 +79,7 @@ def check_new_file(out: str | Path) -> None:
 
 
 def stored_embeddings(reader: CacheReader) -> NDArray[np.float16]:
-    """The embedding of every row, float16 [R, D], once the whole file is verified; CacheMismatch where it has none."""
+    """The embedding of every row, float16 [R, D], once it is verified; CacheMismatch where the cache has none."""
     shape = reader.features.get(EMBEDDING)
     if shape is None:
         raise CacheMismatch(
@@ -87,7 +87,7 @@ def stored_embeddings(reader: CacheReader) -> NDArray[np.float16]:
         )
     if len(shape) != 1:
         raise CacheMismatch(f"{reader.path} has embeddings of shape {shape}, expected one vector a view")
-    reader.verify()
+    reader.verify_objects([f"features/{EMBEDDING}"])
     return reader.feature(slice(0, reader.n_rows), EMBEDDING)
 
 

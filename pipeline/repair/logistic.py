@@ -137,7 +137,7 @@ def _folds(
     split_by = StratifiedKFold if data.groups_N is None else StratifiedGroupKFold
     folds = split_by(n_folds, shuffle=True, random_state=seed % 2**32)
     for fitted, scored in folds.split(clean_ND, data.labels_N, data.groups_N):
-        if len(np.unique(data.labels_N[fitted])) > 1:
+        if len(scored) and len(np.unique(data.labels_N[fitted])) > 1:  # few large groups may leave a fold empty
             yield fitted, scored
 
 

@@ -71,7 +71,9 @@ class ProbeConfig:
         if self.seed < 0:
             raise SettingError(f"seed must not be negative, got {self.seed}")
         if self.csv is None and self.cross_fit not in (None, EACH_IMAGE):
-            raise SettingError(f"--cross-fit {self.cross_fit} is a column of a table: name the table with --csv FILE")
+            raise SettingError(
+                f"--cross-fit {self.cross_fit} is a column of a table: name the table with --csv FILE, or take --cross-fit image"
+            )
         if self.csv is not None and self.cross_fit in (None, EACH_IMAGE):
             raise SettingError("--csv holds groups: name their column with --cross-fit COLUMN")
         if self.csv is None and self.image_column is not None:
@@ -206,7 +208,7 @@ class _Probe:
             "parent_cache_id": self._reader.cache_id,
             "n_train": len(self._train.samples),
             "c": [fitted.c for fitted in self.heads],
-            "temperature": list(self.temperatures),
+            "temperature": list(self.temperatures) if self._config.calibrate else None,
             "scores": provenance_of_scores(scores),
             "wall_s": round(wall_s, 3),
             "versions": {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__, "numpy": np.__version__},
@@ -280,7 +282,12 @@ class _Probe:
         return seen
 
     def _tell(self) -> None:
-        """What the user should know of the train rows before using them as targets."""
+        """What the user should know of the new answers before using them as targets."""
+        n_known = len(np.unique(np.concatenate([t.index_N for t in (self._train, *self._held_out.values())])))
+        if n_others := self._reader.n_samples - n_known:
+            log.info(
+                "%s images of the cache are not in the data: the head of all train images labels them", f"{n_others:,}"
+            )
         if self._fold_N is None:
             log.info(
                 "train rows are labelled by a head that was fitted on them, so these targets are overconfident: "

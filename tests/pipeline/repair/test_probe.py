@@ -358,6 +358,16 @@ def test_an_image_in_two_classes_counts_once(telling: Path, data: Path, caplog: 
     np.testing.assert_array_equal(CacheReader(telling.with_name("twin.h5")).logits(every), alone.logits(every))
 
 
+def test_images_that_are_not_in_the_data_are_labelled_and_counted(
+    telling: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(data / "test")
+    with caplog.at_level(logging.INFO):
+        reader = probed(telling, data)
+    assert "15 images of the cache are not in the data: the head of all train images labels them" in caplog.text
+    assert (reader.n_rows, reader.n_samples) == (120, 60)
+
+
 def test_a_class_that_a_fold_takes_away_is_named(telling: Path, data: Path) -> None:
     for path in sorted((data / "train" / "melanoma").glob("*.png"))[2:]:
         path.unlink()
