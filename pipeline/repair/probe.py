@@ -72,7 +72,8 @@ class ProbeConfig:
             raise SettingError(f"seed must not be negative, got {self.seed}")
         if self.csv is None and self.cross_fit not in (None, EACH_IMAGE):
             raise SettingError(
-                f"--cross-fit {self.cross_fit} is a column of a table: name the table with --csv FILE, or take --cross-fit image"
+                f"--cross-fit {self.cross_fit} is a column of a table: name the table with --csv FILE, or take "
+                f"--cross-fit {EACH_IMAGE}"
             )
         if self.csv is not None and self.cross_fit in (None, EACH_IMAGE):
             raise SettingError("--csv holds groups: name their column with --cross-fit COLUMN")
