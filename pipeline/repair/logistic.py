@@ -1,8 +1,8 @@
 """A linear head on embeddings: multinomial logistic regression by scikit-learn. Knows neither caches nor images.
 
-Embeddings are scaled to unit length, as the zero-shot head does, then each feature to mean 0 and variance 1: that makes
-one grid of C fit every teacher and spares the solver half of its steps. On skin images its cross-validated NLL was
-0.582, that of unit length alone 0.581, of standardised raw embeddings 0.586.
+Embeddings are scaled to unit length, as the zero-shot head does, then each feature to mean 0 and variance 1, so that one
+grid of C fits every teacher: on skin images unit length alone wanted C = 10, raw embeddings 0.01, at ten times the
+steps. The choice hardly matters to the answers: cross-validated NLL 0.582, unit length alone 0.581, raw 0.585.
 N samples, R rows = views of them, B batch, C classes, D features.
 """
 
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 C_GRID = tuple(10.0**exponent for exponent in range(-5, 4))
 """Inverse strengths of the L2 penalty, weakest head first; the search ends where the score gets worse."""
-# The order of two scores is clear long before the solver is: 2.5 times faster than its default, on the same C.
+# The order of two scores is clear long before the solver is done: twice as fast as with its default, to the same C. The
+# final tolerance leaves logits 0.02 from the optimum in the mean, 0.07 at most (25,470 views of skin images).
 _SEARCH_TOL, _FINAL_TOL = 1e-3, 1e-4
 _MAX_STEPS = 2000
 

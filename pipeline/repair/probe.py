@@ -148,7 +148,7 @@ class _Probe:
         self._tell()
         self.heads: list[FittedHead] = []
         self.temperatures: list[float] = []
-        # Folds of single images by class take a hundredth of the time of folds of groups.
+        # Folds by class take a hundredth of the time where no group has two images.
         data = self._fit_data(np.array(groups) if len(set(groups)) < len(groups) else None)
         self._add_head(data, "")
         if self._fold_N is not None:
@@ -247,7 +247,7 @@ class _Probe:
         number[train.index_N] = np.arange(len(train.samples))
         rows = np.flatnonzero(number[reader.sample_of_row] >= 0)
         unit_RD = np.empty((len(rows), self.embedding_RD.shape[1]), np.float32)
-        for part in chunks(len(rows)):  # float32: 0.6 of the time, and less of a difference than the solver's tolerance
+        for part in chunks(len(rows)):  # float32 is as near to the optimum as float64, in 0.7 of the time
             unit_RD[part] = unit_length(self.embedding_RD[rows[part]])
         return FitData(
             embedding_RD=unit_RD, sample_R=number[reader.sample_of_row[rows]],
