@@ -294,7 +294,12 @@ class _Probe:
                 "train rows are labelled by a head that was fitted on them, so these targets are overconfident: "
                 "--cross-fit image labels each by a head that has not seen it"
             )
-        elif SEEN in self._reader.features:
+        elif SEEN not in self._reader.features:
+            log.info(
+                "the cache does not say whether its teacher was fitted on these images; if it was, cross-fitting the "
+                "head does not undo that"
+            )
+        else:
             n_seen = int((self._reader.feature(self._train.clean_rows(), SEEN) > 0).sum())
             if n_seen:
                 log.info(

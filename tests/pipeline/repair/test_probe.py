@@ -206,6 +206,7 @@ def test_seen_by_the_teacher_stays_seen(
         found = probed(parent, tiny_data)
     np.testing.assert_array_equal(found.feature(every, SEEN), np.arange(120) % 2)
     assert "train images come from a teacher that was fitted on them" in caplog.text
+    assert "does not say whether its teacher was fitted" not in caplog.text
     plain = probed(parent, tiny_data, ProbeConfig()).feature(every, SEEN)
     np.testing.assert_array_equal(
         plain, np.maximum(probed(telling, tiny_data, ProbeConfig()).feature(every, SEEN), np.arange(120) % 2)
@@ -366,6 +367,7 @@ def test_images_that_are_not_in_the_data_are_labelled_and_counted(
         reader = probed(telling, data)
     assert "15 images of the cache are not in the data: the head of all train images labels them" in caplog.text
     assert (reader.n_rows, reader.n_samples) == (120, 60)
+    assert "the cache does not say whether its teacher was fitted on these images" in caplog.text
 
 
 def test_a_class_that_a_fold_takes_away_is_named(telling: Path, data: Path) -> None:
