@@ -19,6 +19,7 @@ import click
 from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
 from pipeline.commands.imports import cache_import
+from pipeline.commands.repair import probe, rehead
 from pipeline.commands.student import evaluate, export, predict, train
 from pipeline.commands.teacher import teacher
 
@@ -90,6 +91,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel teacher fit DATA --from M -o T  before it, if you like: a teacher that knows your images
     softlabel cache build DATA -o t.h5        stage one: the teacher's logits of every view
     softlabel cache verify t.h5               is it what it was? (also: cache info, cache merge)
+    softlabel cache probe t.h5 DATA -o p.h5   other logits from its embeddings (also: cache rehead)
     softlabel train DATA t.h5 -o RUN          stage two: a student, no teacher in memory
     softlabel evaluate RUN DATA               what it is worth
     softlabel export RUN -o student.pt        one TorchScript file
@@ -108,6 +110,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
         tune_allocator()
 
 
-cache.add_command(cache_import)
+for command in (cache_import, probe, rehead):
+    cache.add_command(command)
 for command in (demo, teacher, cache, train, evaluate, export, predict):
     cli.add_command(command)

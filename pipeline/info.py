@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from pipeline.repair.derived import REHEAD, derived_by
 from pipeline.scores import imported_from
 from pipeline.teachers.prompts import stored_prompts
 
@@ -39,6 +41,21 @@ def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dic
     }
 
 
+def _head_lines(identity: Mapping[str, Any]) -> list[str]:
+    """What is special about the logits of a derived cache."""
+    head = derived_by(identity)
+    if head is None:
+        return []
+    teacher = identity["teacher"]
+    what = "zero-shot, with new prompts" if head == REHEAD else "linear probe on the embeddings"
+    probe = teacher.get("probe")
+    if isinstance(probe, dict) and "cross_fit" in probe:
+        what += f", train rows out of fold by {probe['cross_fit']} in {probe.get('folds')} folds"
+    if "temperature" in teacher or (isinstance(probe, dict) and "temperature" in probe):
+        what += ", calibrated"
+    return [f"head        {what}", f"parent      {teacher.get('parent_recipe_id', 'unknown')} (its recipe_id)"]
+
+
 def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None) -> str:
     """The same for people."""
     found = describe_cache(path)
@@ -62,8 +79,9 @@ def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None
     lines.append(f"teacher     {provenance.get('teacher', 'unknown')}, {how}")
     for name, texts in stored_prompts(identity).items():
         lines.append(f"prompt      {name}: {' | '.join(texts)}")
+    lines += _head_lines(identity)
     for name, shape in found["features"].items():
-        lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape)}, float16")
+        lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape) or 'one number'}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
     if report:

@@ -18,6 +18,7 @@ from cache.errors import CacheMismatch
 from data.errors import bullet_list
 from data.loaders import is_decodable
 from data.samples import FOLDER_TASK, Sample
+from pipeline.repair.derived import derived_by
 from pipeline.scores import imported_from
 from pipeline.targets import TeacherTargets, view_policy
 
@@ -27,25 +28,36 @@ Groups = Mapping[str, Sequence[Sample]]
 
 
 def join(
-    reader: CacheReader, groups: Groups, data: str, *, clean: Collection[str] = (), skip_bad_images: bool = False
+    reader: CacheReader,
+    groups: Groups,
+    data: str,
+    *,
+    clean: Collection[str] = (),
+    skip_bad_images: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> dict[str, TeacherTargets]:
     """Every sample of every group (such as train and val) with its place in the cache.
 
     The groups in `clean` need a clean view of each sample. CacheMismatch lists all that does not fit, with what to run.
+    With `classes` the labels are numbered by those, and the cache may know others (for whoever needs no logits).
     Files that cannot be decoded are left out with a notice, if `skip_bad_images` or if the build left them out, too.
     """
     groups = _without_bad(reader, groups, skip_bad_images)
     index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
-    problems = [*_views(reader), *_classes(reader, groups), *_images(reader, groups, index_N, data, clean)]
+    problems = [
+        *_views(reader),
+        *(_classes(reader, groups) if classes is None else ()),
+        *_images(reader, groups, index_N, data, clean),
+    ]
     if len(problems) == 1:
         raise CacheMismatch(problems[0])
     if problems:
         raise CacheMismatch(f"{reader.path} and {data} do not fit together:\n{bullet_list(problems)}")
-    column = {name: number for number, name in enumerate(reader.tasks[FOLDER_TASK])}
-    return {
-        name: TeacherTargets(reader, samples, index_N[name], np.array([column[s.labels[FOLDER_TASK]] for s in samples]))
-        for name, samples in groups.items()
+    column = {name: number for number, name in enumerate(reader.tasks[FOLDER_TASK] if classes is None else classes)}
+    labels_N = {
+        name: np.array([column[s.labels[FOLDER_TASK]] for s in samples], np.int64) for name, samples in groups.items()
     }
+    return {name: TeacherTargets(reader, groups[name], index_N[name], labels_N[name]) for name in groups}
 
 
 def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:
@@ -91,21 +103,25 @@ def _images(
         groups[name][at] for name in groups if name in clean
         for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
     ]  # fmt: skip
-    scores = imported_from(reader.manifest)
-    verb = ["build"] if scores is None else ["import", scores]
-    build = shlex.join(["softlabel", "cache", *verb, data, "-o", str(reader.path)])
+    remedy = _extending(reader, data)
     if missing and len(missing) == n_samples:
         yield (
             f"{reader.path} knows none of the {n_samples:,} images of {data}: this is another data set, or your copy "
             f"of the images has other bytes (re-encoded or resized?)"
         )
     elif missing:
-        yield (
-            f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): "
-            f"run `{build}` with the settings it was built with"
-        )
+        yield (f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): {remedy}")
     if unclean:
-        yield (
-            f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): "
-            f"run `{build}` with the settings it was built with"
+        yield (f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): {remedy}")
+
+
+def _extending(reader: CacheReader, data: str) -> str:
+    """How the cache gets the rows that it lacks."""
+    scores = imported_from(reader.manifest)
+    build = ["softlabel", "cache", *(["build"] if scores is None else ["import", scores]), data, "-o"]
+    if head := derived_by(reader.manifest.identity):
+        return (
+            f"it was made by `softlabel cache {head}` from another cache: extend that one by "
+            f"`{shlex.join([*build, 'PARENT.h5'])}` with the settings it was built with, then {head} it again"
         )
+    return f"run `{shlex.join([*build, str(reader.path)])}` with the settings it was built with"

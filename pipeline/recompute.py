@@ -28,6 +28,7 @@ from data.samples import FOLDER_TASK, Sample, scan_folder
 from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
+from pipeline.repair.derived import refuse_derived
 from pipeline.targets import TeacherTargets
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.loading import open_teacher
@@ -81,6 +82,7 @@ def recompute_rows(
     Raises CacheMismatch where the teacher is not the cache's, or a view is not the one that the teacher saw.
     """
     reader = CacheReader(cache, memory_map=False)
+    refuse_derived(reader)
     samples = scan_folder(data, scan).samples
     rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]

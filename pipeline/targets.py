@@ -21,7 +21,8 @@ from data.samples import FOLDER_TASK, Sample
 from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness_tolerance
 
 SEEN = "seen"
-"""Feature of a cache: 1.0 where the teacher, or the head that said this row, was fitted on this sample; else 0.0."""
+"""The feature, one scalar a row: 1 where the teacher, or the head that said the row, was fitted on the row's sample or
+its group; 0 where not. Without it nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     "command",
     ["", "teacher", "teacher fit", "cache",
-     *("cache " + verb for verb in ("build", "import", "info", "merge", "verify")),
+     *("cache " + verb for verb in ("build", "import", "info", "merge", "probe", "rehead", "verify")),
      "train", "evaluate", "export", "predict", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, cli: Cli) -> None:
@@ -168,15 +168,18 @@ def test_an_unsplit_folder_is_split_once_for_all_commands(
 def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
     from pipeline.build import BuildConfig
     from pipeline.commands.cache import cache_build
+    from pipeline.commands.repair import probe
     from pipeline.commands.student import train as train_command
+    from pipeline.repair.probe import ProbeConfig
     from pipeline.train import TrainConfig
 
     given = (
         (cache_build, ["DATA", "-o", "t.h5"], BuildConfig()),
+        (probe, ["CACHE", "DATA", "-o", "p.h5"], ProbeConfig()),
         (train_command, ["DATA", "t.h5", "-o", "r"], TrainConfig()),
     )
     for command, words, settings in given:
         parsed = command.make_context("softlabel", words).params
         shared = {name: value for name, value in parsed.items() if hasattr(settings, name)}
-        assert len(shared) >= 8
+        assert len(shared) >= 7
         assert shared == {name: getattr(settings, name) for name in shared}

@@ -1,0 +1,205 @@
+"""Make a cache's zero-shot logits anew with other prompts, from its stored embeddings. Touches no pixels.
+
+Never fits anything but a temperature. Run: softlabel cache rehead t.h5 --prompts new.yaml -o new.h5
+N samples, R rows of the cache, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import CacheReader
+from cache.errors import CacheMismatch
+from cache.manifest import differences
+from data.errors import bullet_list
+from data.options import ScanOptions
+from data.samples import FOLDER_TASK, scan_folder
+from pipeline.errors import SettingError, TeacherError
+from pipeline.joining import join
+from pipeline.repair.calibration import fit_temperature, tell_temperature
+from pipeline.repair.derived import (
+    REHEAD,
+    SCORE_TITLE,
+    Score,
+    check_new_file,
+    chunks,
+    derived_manifest,
+    new_logits,
+    provenance_of_scores,
+    score,
+    stored_embeddings,
+    write_derived,
+)
+from pipeline.repair.text_side import TextSide, load_text_side
+from pipeline.targets import TeacherTargets
+from pipeline.teachers.dual_encoder import MODEL_TYPES
+from pipeline.teachers.prompts import Prompts, PromptSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReheadConfig:
+    """Which head a cache is to get."""
+
+    prompts: Path | None = None
+    """YAML file, class -> prompt or list of prompts; None makes prompts of the class names."""
+    templates: tuple[str, ...] = ()
+    """Each prompt is put in place of the {} of each of these; none leaves the prompts as they are."""
+    teacher: str | None = None
+    """Folder or hub name of the cache's teacher; None takes the name that the cache gives."""
+    calibrate: bool = False
+    """Divide the logits by the temperature of least NLL on the val images of the data, or else on its train images."""
+    embedding: bool = True
+    """Keep the embeddings, from which the new cache can be repaired again."""
+
+    def __post_init__(self) -> None:
+        if self.prompts is None and not self.templates:
+            raise SettingError("other prompts are needed: --prompts FILE, --template TEXT, or both")
+        PromptSource(file=self.prompts, templates=self.templates)
+
+
+@dataclass(frozen=True)
+class ReheadResult:
+    """What was done; `scores` is empty without data."""
+
+    path: Path
+    n_samples: int
+    n_rows: int
+    temperature: float | None
+    scores: tuple[Score, ...]
+    wall_s: float
+
+    def to_table(self) -> str:
+        """For people."""
+        return "\n".join([SCORE_TITLE, *(one.to_line() for one in self.scores)])
+
+
+def rehead_cache(
+    cache: str | Path,
+    out: str | Path,
+    config: ReheadConfig,
+    data: str | Path | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> ReheadResult:
+    """Write the cache `out` with the answers that the teacher of `cache` gives with other prompts.
+
+    With `data` the classes are its folders', and old and new answers are compared on its val (or test) images; without,
+    they are the cache's. Raises DataError, CacheError or PipelineError.
+    """
+    started = time.perf_counter()
+    check_new_file(out)
+    if config.calibrate and data is None:
+        raise SettingError("a temperature needs labels: name the images with --data DATA")
+    reader = CacheReader(cache, memory_map=False)
+    described = _described_teacher(reader)
+    targets, classes = _labelled(reader, data, scan) if data is not None else ({}, _cached_classes(reader))
+    prompts = _prompts(config, classes)
+    embedding_RD = stored_embeddings(reader)
+    side = _load_same_teacher(reader, described, config.teacher, prompts)
+    temperature = _temperature(side, embedding_RD, targets) if config.calibrate else None
+    logits_RC = _answers(side, embedding_RD, temperature or 1.0)
+    scores = _scores(targets, classes, logits_RC)
+    head = {**side.prompted, "head": REHEAD} | ({} if temperature is None else {"temperature": temperature.hex()})
+    facts = {
+        "command": REHEAD, "parent_cache_id": reader.cache_id, "temperature": temperature,
+        "scores": provenance_of_scores(scores), "wall_s": round(time.perf_counter() - started, 3),
+    }  # fmt: skip
+    manifest = derived_manifest(reader.manifest, classes, head, facts)
+    written = write_derived(reader, out, manifest, logits_RC, None, embedding=config.embedding)
+    wall_s = time.perf_counter() - started
+    return ReheadResult(Path(out), written.n_samples, written.n_rows, temperature, tuple(scores), wall_s)
+
+
+def _answers(side: TextSide, embedding_RD: NDArray[np.float16], temperature: float) -> NDArray[np.floating]:
+    """Logits over T, [R, C]: T goes into the head, so that they are rounded once."""
+    head = replace(side.head, scale=side.head.scale / temperature, bias=side.head.bias / temperature)
+    logits_RC = new_logits(len(embedding_RD), len(head.text_CD))
+    for part in chunks(len(embedding_RD)):
+        logits_RC[part] = head.logits(embedding_RD[part].astype(np.float32))
+    return logits_RC
+
+
+def _cached_classes(reader: CacheReader) -> tuple[str, ...]:
+    if FOLDER_TASK not in reader.tasks:
+        raise CacheMismatch(f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'")
+    return reader.tasks[FOLDER_TASK]
+
+
+def _prompts(config: ReheadConfig, classes: tuple[str, ...]) -> Prompts:
+    prompts = PromptSource(file=config.prompts, templates=config.templates).texts_of(classes)
+    for name, texts in prompts.items():
+        log.info("prompt  %s: %s", name, " | ".join(texts))
+    return prompts
+
+
+def _described_teacher(reader: CacheReader) -> dict[str, Any]:
+    """The teacher as the cache's identity has it; CacheMismatch for one without a text side that we know."""
+    described = reader.manifest.identity.get("teacher")
+    if not isinstance(described, dict) or described.get("kind") not in MODEL_TYPES:
+        raise CacheMismatch(
+            f"{reader.path} is not from a teacher that takes prompts ({', '.join(MODEL_TYPES)}): its embeddings can be "
+            "probed instead: softlabel cache probe CACHE DATA -o OUT"
+        )
+    return described
+
+
+def _labelled(
+    reader: CacheReader, data: str | Path, scan: ScanOptions
+) -> tuple[dict[str, TeacherTargets], tuple[str, ...]]:
+    """The images of each split with their rows, and the class names."""
+    images = scan_folder(data, scan)
+    classes = images.classes[FOLDER_TASK]
+    splits = {split: images.of_split(split) for split in images.splits}
+    joined = join(reader, splits, str(data), clean=images.splits, skip_bad_images=scan.skip_bad_images, classes=classes)
+    return {split: targets for split, targets in joined.items() if targets.samples}, classes
+
+
+def _load_same_teacher(
+    reader: CacheReader, described: Mapping[str, Any], source: str | None, prompts: Prompts
+) -> TextSide:
+    """The text side of the cache's teacher; CacheMismatch lists what another one differs in."""
+    named = source or reader.manifest.provenance.get("teacher")
+    if not isinstance(named, str):
+        raise SettingError(f"{reader.path} does not name its teacher: pass --teacher, its folder or hub name")
+    try:
+        side = load_text_side(named, prompts)
+    except TeacherError as error:
+        if source is not None:
+            raise
+        raise TeacherError(
+            f"{reader.path} calls its teacher '{named}', which cannot be loaded under that name: pass --teacher, its "
+            f"folder or hub name\n{error}"
+        ) from error
+    if found := differences({name: described.get(name) for name in side.teacher}, side.teacher):
+        listed = bullet_list(found)
+        raise CacheMismatch(f"{named} is not the teacher of {reader.path} (stored against found):\n{listed}")
+    return side
+
+
+def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets]) -> float:
+    """The T of least NLL on clean val views, or else on train ones: a zero-shot head was fitted on neither."""
+    split = next((name for name in ("val", "train") if name in targets), None)
+    if split is None:
+        raise SettingError("a temperature needs val or train images, and the data have none: leave out --calibrate")
+    rows, labels_N = targets[split].clean_rows(), targets[split].labels_N
+    logits_NC = side.head.logits(embedding_RD[rows].astype(np.float32))
+    temperature = fit_temperature(logits_NC, labels_N)
+    tell_temperature(temperature, logits_NC, labels_N, split)
+    return temperature
+
+
+def _scores(
+    targets: Mapping[str, TeacherTargets], classes: tuple[str, ...], logits_RC: NDArray[np.floating]
+) -> list[Score]:
+    """On val, or on test where there is no val."""
+    split = next((name for name in ("val", "test", "train") if name in targets), None)
+    return [] if split is None else [score(split, targets[split], classes, logits_RC)]
