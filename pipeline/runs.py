@@ -49,7 +49,8 @@ class RunFolder:
         """Bring the other files up to date with a checkpoint: done after each save and, for a killed one, at resume."""
         if checkpoint["epoch"] and checkpoint["best"]["epoch"] == checkpoint["epoch"]:
             best = {"format": CHECKPOINT_FORMAT, "model": checkpoint["ema"], "card": card.to_json()}
-            _write(self.best, {**best, "epoch": checkpoint["epoch"], "ids": checkpoint["ids"]})
+            best |= {name: checkpoint[name] for name in ("epoch", "ids", "learned_keys") if name in checkpoint}
+            _write(self.best, best)
         table = io.StringIO()
         writer = csv.DictWriter(table, METRIC_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -74,6 +75,11 @@ class RunFolder:
             raise RunError(f"{started}; expected {self.best.name}, which {writer} writes")
         best = _read(self.best)
         return best["model"], StudentCard.from_json(best["card"]), best["ids"]
+
+    def learned_keys(self) -> frozenset[bytes] | None:
+        """Content keys of the images that the best student learned from; None of runs that did not write them."""
+        keys = _read(self.best).get("learned_keys")
+        return None if keys is None else frozenset(row.tobytes() for row in keys.numpy())
 
     def cache_path(self) -> Path | None:
         """Where the cache of this run was when it was trained."""

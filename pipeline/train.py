@@ -179,6 +179,8 @@ class _Training:
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
             "images": _key_digest(self._learn.samples, self._val.samples),
         }  # fmt: skip
+        keys = bytearray(b"".join(sample.key for sample in self._learn.samples))
+        self._learned_keys = torch.frombuffer(keys, dtype=torch.uint8).view(-1, 16)
         self._epoch, self._metrics = 0, list[dict[str, Any]]()
         self._best = {"epoch": 0, "macro_f1": -1.0}
         self._artefact_bytes, self._val_source = artefact_bytes, where
@@ -333,7 +335,7 @@ class _Training:
             "config": {**asdict(self._config), "cache": str(Path(self._learn.reader.path).absolute())},
             "ids": self._ids, "threads": torch.get_num_threads(),
             "model": self._model.state_dict(), "ema": self._average.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._optimizer.state_dict(), "learned_keys": self._learned_keys,
         }  # fmt: skip
         self._run.save(checkpoint, self._card)
 

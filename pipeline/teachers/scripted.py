@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline import torchscript
 from pipeline.inference import load_student
+from pipeline.runs import RunFolder
 from pipeline.teachers.classifiers import Classifier
 
 log = logging.getLogger(__name__)
@@ -35,5 +36,5 @@ def student_classifier(run: Path) -> Classifier:
     card = student.card
     return Classifier(
         module=student.module, kind="student", architecture=card.student, size_px=card.size_px, mean=card.mean,
-        std=card.std, outputs=card.classes,
+        std=card.std, outputs=card.classes, fitted_on=RunFolder(run).learned_keys(),
     )  # fmt: skip
