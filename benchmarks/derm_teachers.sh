@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Does a repaired teacher teach better? One embedding pass gives four caches, and each teaches a student of every seed.
 # GROUPS.csv has the columns image_id and lesion_id; PROMPTS.yaml the other prompts.
+# SEEDS="0 1" splits the work over several shells, once the caches stand.
 # Run: benchmarks/derm_teachers.sh DATA TEACHER GROUPS.csv PROMPTS.yaml WORK
 set -euo pipefail
 data=$1 teacher=$2 groups=$3 prompts=$4 work=$5
 mkdir -p "$work"
 timed() { local began=$SECONDS; "$@"; echo "$((SECONDS - began)) s: softlabel $2 $3"; }
-timed softlabel cache build "$data" -o "$work/zeroshot.h5" --teacher "$teacher"
-timed softlabel cache rehead "$work/zeroshot.h5" --teacher "$teacher" --prompts "$prompts" -o "$work/prompts.h5"
-timed softlabel cache probe "$work/zeroshot.h5" "$data" -o "$work/probe.h5"
-timed softlabel cache probe "$work/zeroshot.h5" "$data" -o "$work/crossfit.h5" --cross-fit lesion_id --csv "$groups"
-for seed in 0 1 2; do
+if [ ! -f "$work/crossfit.h5" ]; then
+  timed softlabel cache build "$data" -o "$work/zeroshot.h5" --teacher "$teacher"
+  timed softlabel cache rehead "$work/zeroshot.h5" --teacher "$teacher" --prompts "$prompts" -o "$work/prompts.h5"
+  timed softlabel cache probe "$work/zeroshot.h5" "$data" -o "$work/probe.h5"
+  timed softlabel cache probe "$work/zeroshot.h5" "$data" -o "$work/crossfit.h5" --cross-fit lesion_id --csv "$groups"
+fi
+for seed in ${SEEDS:-0 1 2}; do
   for arm in zeroshot prompts probe crossfit hard; do
     cache=$arm flags=()
     if [ "$arm" = hard ]; then cache=crossfit flags=(--no-teacher); fi

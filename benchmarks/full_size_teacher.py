@@ -114,9 +114,12 @@ def print_profile(images: Path, out: Path, config: BuildConfig) -> None:
     build(images, out, config)
     profile.disable()
     stats: Any = pstats.Stats(profile)
-    found = {name: total for (_, _, name), (_, _, _, total, _) in stats.stats.items()}
-    whole = found["_compute"]
-    parts = {"teacher": "embed", "decode and render": "__getitem__", "add and seal": "add", "fp32": "compare_with_fp32"}
+    found = {(Path(file).name, name): total for (file, _, name), (_, _, _, total, _) in stats.stats.items()}
+    whole = found["build.py", "_compute"]
+    parts = {
+        "teacher": ("teacher.py", "embed"), "decode and render": ("loaders.py", "__getitem__"),
+        "add and seal": ("writer.py", "add"), "fp32 check": ("teacher.py", "compare_with_fp32"),
+    }  # fmt: skip
     for what, function in parts.items():
         spent = found.get(function, 0.0)
         print(f"  profile  {what:18} {spent:7.2f} s of {whole:.2f} ({spent / whole:.2%})")

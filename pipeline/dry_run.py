@@ -83,9 +83,11 @@ class BuildPlan:
         bad = f", {self.n_bad:,} of them no whole image" if self.n_bad else ""
         yield f"images      {self.n_images:,}{bad}"
         yield f"views       {self.n_views:,} to compute, {self.n_done:,} stand already in {self.out}"
-        objects = {name: spec.n_bytes for name, spec in self.dims.specs().items() if not name.startswith("crc32/")}
-        listed = ", ".join(f"{name} {_bytes(n)}" for name, n in sorted(objects.items(), key=lambda item: -item[1])[:6])
-        yield f"bytes       {_bytes(self.dims.n_bytes)} in the end, twice that for a moment: {listed}"
+        yield f"bytes       {_bytes(self.dims.n_bytes)} in the end, twice that for a moment"
+        objects = {name: spec.n_bytes for name, spec in self.dims.specs().items()}
+        for name, n_bytes in sorted(objects.items(), key=lambda item: -item[1]):
+            if n_bytes >= self.dims.n_bytes / 1000:
+                yield f"            {_bytes(n_bytes):>9}  {name}"
         total = self.gflop_per_view * self.n_views / 1e6
         yield f"compute     {self.gflop_per_view:,.4g} GFLOP a view, {total:,.3g} PFLOP in all"
         limit = " (rendering is the limit: more --workers)" if self._is_render_bound else ""

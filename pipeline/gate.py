@@ -110,9 +110,9 @@ def renaming_text(report: TeacherReport) -> str:
         f"their own name {renaming.shares[a][1]:.0%})"
         for a, b in renaming.said_as.items()
     ]
-    rest = f" and {len(named) - 8} more" if len(named) > 8 else ""
+    rest = f" and {len(named) - _N_NAMED} more" if len(named) > _N_NAMED else ""
     return (
-        f"the teacher's classes look renamed: {', '.join(named[:8])}{rest}. Balanced accuracy is "
+        f"the teacher's classes look renamed: {', '.join(named[:_N_NAMED])}{rest}. Balanced accuracy is "
         f"{report.verdict.balanced_accuracy:.3f}, and {renaming.balanced_accuracy:.3f} with these names put right"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,8 +97,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     build = ("cache", "build", tiny_data, "-o", tmp_path / "t.h5", "--teacher", tiny_teacher, "--dry-run")
     code, out, err = cli(*build)
     assert code == 0, err
-    heads = [line.split()[0] for line in out.splitlines()]
+    heads = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert heads == ["images", "views", "bytes", "compute", "here", "elsewhere", "break-even"]
+    assert re.search(r"^ +7\.68 kB  features/embedding$", out, re.MULTILINE), out
     assert "prompt  melanoma: melanoma" in err
     assert not list(tmp_path.iterdir())
 
