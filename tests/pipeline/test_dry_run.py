@@ -99,7 +99,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert code == 0, err
     heads = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert heads == ["images", "views", "bytes", "compute", "here", "elsewhere", "break-even"]
-    assert re.search(r"^ +7\.68 kB  features/embedding$", out, re.MULTILINE), out
+    assert re.search(r"^ +17\.3 kB  features/embedding$", out, re.MULTILINE), out
     assert "prompt  melanoma: melanoma" in err
     assert not list(tmp_path.iterdir())
 
