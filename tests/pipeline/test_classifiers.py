@@ -89,8 +89,6 @@ def test_a_size_that_a_torchvision_model_asserts_against_is_told() -> None:
             torch._assert(pixels.shape[-1] == 224, "Wrong image height!")
             return pixels
 
-    from pipeline.teachers.classifiers import Classifier, classifier_teacher
-
     with pytest.raises(TeacherError, match=r"cannot take 32 x 32 pixels \(Wrong image height!\)"):
         classifier_teacher(
             Classifier(module=Asserts(), kind="torchvision", architecture="", size_px=224), SMALL, CLASSES
