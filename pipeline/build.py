@@ -116,7 +116,7 @@ def _build(
         bad = find_bad_files([sample for sample, _ in wanted])
         refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
-        tell_pixel_difference(writer, teacher, wanted)
+        tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
         started = time.perf_counter()
         n_computed, gone = _compute(wanted, teacher, writer, config, batch_size)
         wall_s = time.perf_counter() - started

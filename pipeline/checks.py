@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import Manifest, SegmentedWriter
-from data.errors import UnreadableImage
+from data.errors import BadImage
 from data.loaders import read_sample
 from data.views import CLEAN_ROW, render
+from pipeline.errors import TeacherError
 from pipeline.teachers.preprocessing import pixel_difference
 from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import Wanted
@@ -29,16 +30,22 @@ def record(writer: SegmentedWriter, **fields: Any) -> None:
     writer.manifest = Manifest(writer.manifest.identity, {**writer.manifest.provenance, **fields})
 
 
-def tell_pixel_difference(writer: SegmentedWriter, teacher: Teacher, wanted: Wanted, n_images: int = 4) -> None:
+def tell_pixel_difference(
+    writer: SegmentedWriter, teacher: Teacher, wanted: Wanted, geometry: str, n_images: int = 4
+) -> None:
     """Measure and record how far the clean views are from the pixels of the checkpoint's own processor."""
     if teacher.image_processor is None or not wanted:
         return
     try:
         images = [read_sample(sample) for sample, _ in wanted[:n_images]]
-    except UnreadableImage:
+    except BadImage:
         return  # gone since it was checked: the build itself lists all of them
-    views = [render(image, CLEAN_ROW, teacher.size_px) for image in images]
-    found = pixel_difference(teacher, images, views)
+    views = [render(image, CLEAN_ROW, teacher.size_px, geometry) for image in images]
+    try:
+        found = pixel_difference(teacher, images, views)
+    except TeacherError as error:
+        log.info("pixels  not compared with those of the checkpoint's own processor: %s", error)
+        return
     log.info(
         "pixels  on average %.1f of 255 levels from those of the checkpoint's own processor, at most %.0f (%d images)",
         found.mean_levels, found.worst_levels, found.n_images,

@@ -6,8 +6,8 @@ can replace it later; else the outputs are the logits. B batch, C classes, D emb
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,15 @@ from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.heads import Head, LinearHead, OutputHead
 from pipeline.teachers.hub import LOADING_ERRORS, check_network
 from pipeline.teachers.preprocessing import read_preprocessing
-from pipeline.teachers.teacher import LoadedModel, weights_digest
+from pipeline.teachers.teacher import LoadedModel, json_digest, weights_digest
 from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger(__name__)
 
 _UNNAMED = re.compile(r"LABEL_\d+")
+_SAME_ANSWER = 1e-2
+"""Share of the largest logit by which an answer may depend on the image beside it: rounding is under 1e-4."""
+_NOT_OF_THE_COMPUTATION = ("id2label", "label2id", "transformers_version", "dtype", "problem_type", "_name_or_path")
 _NESTED_IN = ("state_dict", "model_state_dict", "model")
 
 
@@ -49,6 +52,8 @@ class Classifier:
     image_processor: Any = None
     digest: str | None = None
     """What stands for the weights, where their tensors are not all."""
+    config_digest: str | None = None
+    """What stands for the settings that neither name nor weights show, such as the number of attention heads."""
     fitted_on: frozenset[bytes] | None = None
 
 
@@ -58,6 +63,7 @@ def classifier_teacher(found: Classifier, description: TeacherDescription, data_
     Outputs without names are taken for the sorted class names of the data, as torchvision's ImageFolder numbers them.
     """
     size_px = description.size_px or found.size_px
+    digest = found.digest or weights_digest(found.module)  # of the whole: taking it apart removes the last layer
     tower, linear, n_outputs = _take_apart(found.module.eval(), found.kind, size_px)
     outputs = _unique(_output_names(description.classes or found.outputs, n_outputs, data_classes))
     order = sorted(range(n_outputs), key=outputs.__getitem__)
@@ -65,9 +71,10 @@ def classifier_teacher(found: Classifier, description: TeacherDescription, data_
     identity = {
         "kind": found.kind,
         "architecture": found.architecture,
-        "weights_sha256": found.digest or weights_digest(found.module),
+        "weights_sha256": digest,
         "outputs": list(outputs),
         "head": "outputs" if linear is None else "linear",
+        **({"config_sha256": found.config_digest} if found.config_digest else {}),
     }
     return LoadedModel(
         tower=tower, head=head, classes=tuple(outputs[i] for i in order), size_px=size_px,
@@ -104,13 +111,10 @@ def _unique(names: Sequence[str]) -> list[str]:
 @torch.inference_mode()
 def _take_apart(module: nn.Module, kind: str, size_px: int) -> tuple[nn.Module, LinearHead | None, int]:
     """(tower, head if the last layer is linear, number of outputs); tried on noise."""
+    # Unlike each other, or the statistics of a batch would be those of either.
     noise = torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
-    try:
-        logits = module(noise)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise TeacherError(f"the teacher cannot take {size_px} x {size_px} pixels ({first_line(error)})") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise TeacherError(f"the teacher answers with a {type(logits).__name__}, expected one row of logits an image")
+    noise[1] = noise[1] / 4 + 1
+    logits = _logits_of(module, noise)
     name, last = next(((n, m) for n, m in reversed(list(module.named_modules())) if type(m) is nn.Linear), ("", None))
     if kind == "torchscript" or last is None or last.out_features != logits.shape[1] or not name:
         return module, None, logits.shape[1]
@@ -121,6 +125,27 @@ def _take_apart(module: nn.Module, kind: str, size_px: int) -> tuple[nn.Module, 
         return module, LinearHead(last.weight.double().numpy(), bias.double().numpy()), logits.shape[1]
     module.set_submodule(name, last)
     return module, None, logits.shape[1]
+
+
+def _logits_of(module: nn.Module, noise: Tensor) -> Tensor:
+    """Logits of two images; TeacherError where they are none, or are others the next time or without the other image.
+
+    A program that was traced in training mode drops out and normalises by the batch for ever.
+    """
+    try:
+        logits, again, alone = module(noise), module(noise), module(noise[:1])
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
+        size_px = noise.shape[-1]
+        raise TeacherError(f"the teacher cannot take {size_px} x {size_px} pixels ({first_line(error)})") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(noise):
+        raise TeacherError(f"the teacher answers with a {type(logits).__name__}, expected one row of logits an image")
+    away = max(float((again - logits).abs().max()), float((alone - logits[:1]).abs().max()))
+    if away > _SAME_ANSWER * float(logits.abs().max()):
+        raise TeacherError(
+            "the teacher answers the same pixels in several ways: it was saved in training mode; call model.eval() "
+            "before torch.jit.trace, then save it again"
+        )
+    return logits
 
 
 def torchvision_classifier(name: str, weights: str, n_classes: int, description: TeacherDescription) -> Classifier:
@@ -166,7 +191,10 @@ def timm_classifier(name: str, weights: str, n_classes: int, description: Teache
     if weights:
         if not Path(weights).is_file():
             raise SettingError(f"no such weights file: {weights}")
-        module = timm.create_model(name, pretrained=False, num_classes=len(description.classes or ()) or n_classes)
+        try:
+            module = timm.create_model(name, pretrained=False, num_classes=len(description.classes or ()) or n_classes)
+        except LOADING_ERRORS as error:
+            raise SettingError(f"timm cannot make '{name}': {first_line(error)}") from error
         load_weights(module, Path(weights))
         outputs = None
     else:
@@ -181,7 +209,10 @@ def timm_classifier(name: str, weights: str, n_classes: int, description: Teache
 def _pretrained_timm(timm: Any, name: str) -> tuple[nn.Module, tuple[str, ...] | None]:
     from huggingface_hub import try_to_load_from_cache
 
-    described = timm.get_pretrained_cfg(name)
+    try:
+        described = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise SettingError(f"timm has no such weights: {first_line(error)}") from error
     if described is None or not described.has_weights:
         raise SettingError(f"timm has no pretrained weights for '{name}': pass a file, timm:{name}:FILE")
     try:
@@ -208,12 +239,14 @@ def load_weights(module: nn.Module, path: Path) -> None:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*LOADING_ERRORS, EOFError, pickle.UnpicklingError) as error:
+    except LOADING_ERRORS as error:
         raise TeacherError(f"{path} holds no weights that can be loaded safely: {first_line(error)}") from error
     for key in _NESTED_IN:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise TeacherError(f"{path} holds no state dict: save it by torch.save(model.state_dict(), FILE)")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
@@ -251,5 +284,11 @@ def transformers_classifier(source: str, config: Any, local_files_only: bool) ->
     return Classifier(
         module=_LogitsOf(model), kind="transformers", architecture=config.architectures[0], size_px=size_px,
         mean=mean, std=std, outputs=None if all(map(_UNNAMED.fullmatch, names)) else tuple(names),
-        image_processor=image_processor,
+        image_processor=image_processor, config_digest=_digest_of(config),
     )  # fmt: skip
+
+
+def _digest_of(config: Any) -> str:
+    """Of what a transformers configuration says of the computation; not its names, nor with what it was written."""
+    told = json.loads(config.to_json_string())  # sorted, and without what is as the architecture has it
+    return json_digest({name: value for name, value in told.items() if name not in _NOT_OF_THE_COMPUTATION})

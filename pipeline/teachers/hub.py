@@ -5,6 +5,7 @@ Knows no kind of model.
 
 from __future__ import annotations
 
+import pickle
 import socket
 import urllib.parse
 import urllib.request
@@ -12,13 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from pipeline.errors import TeacherError, first_line
 
 DEFAULT_TEACHER = "google/medsiglip-448"
-# What transformers and timm raise for what is missing, not a model, damaged, or of other shapes.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+# What torch, transformers and timm raise for what is missing, not a model, damaged, or of other shapes.
+LOADING_ERRORS = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, EOFError, SafetensorError,
+    StrictDataclassError, pickle.UnpicklingError,
+)  # fmt: skip
 Model = TypeVar("Model")
 
 
@@ -35,6 +40,8 @@ def load_local_first(source: str, load: Callable[[bool], Model], expected: str) 
         )
     try:
         return load(True)
+    except TeacherError:  # it is there, and wrong
+        raise
     except LOADING_ERRORS as error:
         if is_folder:
             raise TeacherError(f"{source} is not {expected}: {first_line(error)}") from error
