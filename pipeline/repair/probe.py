@@ -27,7 +27,6 @@ from pipeline.errors import SettingError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
 from pipeline.repair.derived import (
-    PROBE,
     SCORE_TITLE,
     Score,
     check_new_file,
@@ -40,6 +39,7 @@ from pipeline.repair.derived import (
     write_derived,
 )
 from pipeline.repair.logistic import FitData, FittedHead, fit_head, unit_length
+from pipeline.repair.remedies import PROBE
 from pipeline.targets import SEEN, TeacherTargets
 
 log = logging.getLogger(__name__)

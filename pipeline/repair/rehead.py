@@ -26,7 +26,6 @@ from pipeline.errors import SettingError, TeacherError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
 from pipeline.repair.derived import (
-    REHEAD,
     SCORE_TITLE,
     Score,
     check_new_file,
@@ -38,9 +37,9 @@ from pipeline.repair.derived import (
     stored_embeddings,
     write_derived,
 )
+from pipeline.repair.remedies import EMBEDDING, PROMPTED_KINDS, REHEAD, takes_prompts
 from pipeline.repair.text_side import TextSide, load_text_side
 from pipeline.targets import TeacherTargets
-from pipeline.teachers.dual_encoder import MODEL_TYPES
 from pipeline.teachers.prompts import Prompts, PromptSource
 
 log = logging.getLogger(__name__)
@@ -143,12 +142,12 @@ def _prompts(config: ReheadConfig, classes: tuple[str, ...]) -> Prompts:
 
 def _described_teacher(reader: CacheReader) -> dict[str, Any]:
     """The teacher as the cache's identity has it; CacheMismatch for one without a text side that we know."""
-    described = reader.manifest.identity.get("teacher")
-    if not isinstance(described, dict) or described.get("kind") not in MODEL_TYPES:
-        raise CacheMismatch(
-            f"{reader.path} is not from a teacher that takes prompts ({', '.join(MODEL_TYPES)}): its embeddings can be "
-            "probed instead: softlabel cache probe CACHE DATA -o OUT"
-        )
+    if not takes_prompts(reader):
+        found = f"{reader.path} is not from a teacher that takes prompts ({', '.join(PROMPTED_KINDS)})"
+        if EMBEDDING in reader.features:
+            found += ": its embeddings can be probed instead: softlabel cache probe CACHE DATA -o OUT"
+        raise CacheMismatch(found)
+    described: dict[str, Any] = reader.manifest.identity["teacher"]
     return described
 
 

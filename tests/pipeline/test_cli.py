@@ -34,6 +34,16 @@ def test_importing_the_command_line_loads_no_heavy_library() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_info_of_a_file_alone_loads_no_torch(tiny_cache: Path) -> None:
+    check = (
+        "import sys; from pipeline.cli import run; "
+        "run(['cache', 'info', sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check, str(tiny_cache)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "recipe_id" in done.stdout
+
+
 def test_the_main_path_from_images_to_predictions(
     cli: Cli, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:

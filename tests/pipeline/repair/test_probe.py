@@ -23,8 +23,8 @@ from pipeline.info import describe_cache_as_text
 from pipeline.joining import join
 from pipeline.recompute import recompute_rows
 from pipeline.repair import logistic
-from pipeline.repair.derived import derived_by
 from pipeline.repair.probe import ProbeConfig, ProbeResult, probe_cache
+from pipeline.repair.remedies import derived_by
 from pipeline.targets import SEEN
 from pipeline.train import TrainConfig, train
 

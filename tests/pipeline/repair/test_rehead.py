@@ -22,7 +22,9 @@ from pipeline.errors import SettingError, TeacherError
 from pipeline.info import describe_cache_as_text
 from pipeline.repair.calibration import nll_nats
 from pipeline.repair.rehead import ReheadConfig, ReheadResult, rehead_cache
+from pipeline.repair.remedies import PROMPTED_KINDS
 from pipeline.targets import SEEN
+from pipeline.teachers.dual_encoder import MODEL_TYPES
 from pipeline.teachers.prompts import default_prompts, stored_prompts
 from reliability.tiny import write_teacher
 
@@ -211,3 +213,7 @@ def test_the_prompts_are_shown(again: Callable[..., ReheadResult], caplog: pytes
     with caplog.at_level(logging.INFO):
         again()
     assert "prompt  melanocytic nevus: melanoma | vascular lesion melanoma" in caplog.text
+
+
+def test_every_teacher_with_a_text_side_can_be_re_headed() -> None:
+    assert PROMPTED_KINDS == MODEL_TYPES
