@@ -233,12 +233,13 @@ class _Probe:
         return temperature
 
     def _unseen_val(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Clean rows and labels of the val images that share nothing with train; None where there are none."""
+        """Clean rows and labels of val images that neither share a thing with train nor were the teacher's; or None."""
         val = self._held_out.get("val")
         if val is None:
             return None
-        free_N = ~(self._seen | self._is_train)[val.index_N]
-        return (val.clean_rows()[free_N], val.labels_N[free_N]) if free_N.any() else None
+        rows = val.clean_rows()
+        free_N = ~((self._seen | self._is_train)[val.index_N] | val.seen(rows))
+        return (rows[free_N], val.labels_N[free_N]) if free_N.any() else None
 
     def _fit_data(self, groups_N: NDArray[np.str_] | None) -> FitData:
         """The train images, with all of their views."""

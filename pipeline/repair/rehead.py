@@ -185,11 +185,13 @@ def _load_same_teacher(
 
 
 def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets]) -> float:
-    """The T of least NLL on clean val views, or else on train ones: a zero-shot head was fitted on neither."""
-    split = next((name for name in ("val", "train") if name in targets), None)
+    """The T of least NLL on clean val views, or else on train ones; never on what the teacher was fitted on."""
+    unseen = {name: ~targets[name].seen(targets[name].clean_rows()) for name in ("val", "train") if name in targets}
+    split = next((name for name, unseen_N in unseen.items() if unseen_N.any()), None)
     if split is None:
-        raise SettingError("a temperature needs val or train images, and the data have none: leave out --calibrate")
-    rows, labels_N = targets[split].clean_rows(), targets[split].labels_N
+        found = "the teacher was fitted on all of them" if unseen else "the data have none"
+        raise SettingError(f"a temperature needs val or train images, and {found}: leave out --calibrate")
+    rows, labels_N = targets[split].clean_rows()[unseen[split]], targets[split].labels_N[unseen[split]]
     logits_NC = side.head.logits(embedding_RD[rows].astype(np.float32))
     temperature = fit_temperature(logits_NC, labels_N)
     tell_temperature(temperature, logits_NC, labels_N, split)
