@@ -29,7 +29,8 @@ def expected_calibration_error(logits_NC: NDArray[np.floating], labels_N: NDArra
 
 def confidence(logits_NC: NDArray[np.floating]) -> NDArray[np.float64]:
     """The largest probability of each row at T = 1, float64 [N]."""
-    below_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # -inf below the largest is as improbable as it should be
+        below_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
     return np.asarray(1 / np.exp(below_NC).sum(axis=1, dtype=np.float64))
 
 
@@ -38,7 +39,7 @@ def mean_entropy(logits_NC: NDArray[np.floating], temperature: float) -> float:
     from scipy.special import log_softmax
 
     log_p = log_softmax(logits_NC.astype(np.float64) / temperature, axis=1)
-    return float(-(np.exp(log_p) * log_p).sum(axis=1).mean())
+    return max(0.0, float(-(np.exp(log_p) * log_p).sum(axis=1).mean()))  # people read -0.00 as a mistake
 
 
 def temperature_range(logits_NC: NDArray[np.floating]) -> tuple[float, float] | None:

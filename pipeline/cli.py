@@ -28,11 +28,16 @@ class LineHandler(logging.Handler):
     """Log records as plain lines on standard error, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; one that a full disk under a redirected log refuses is lost, and the run goes on."""
+        """Write one record; one that a full disk under a redirected log refuses is lost, and the run goes on.
+
+        Class names and prompts come from strangers' files: their terminal escapes are shown, not obeyed.
+        """
         from tqdm import tqdm
 
+        from cache.errors import printable
+
         with contextlib.suppress(OSError):
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write("\n".join(map(printable, self.format(record).split("\n"))), file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:

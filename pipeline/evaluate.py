@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheError, CacheReader
-from cache.errors import CacheMismatch
+from cache.errors import CacheMismatch, printable
 from data.loaders import StudentLoader, ViewItem, default_workers, is_decodable
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, scan_folder
@@ -64,7 +64,7 @@ class Evaluation:
         lines += ["", "confusion: rows true, columns predicted", f"{'':{width + 4}}{columns}"]
         for i, (name, row) in enumerate(zip(self.classes, self.student.confusion, strict=True)):
             lines.append(f"{i:>3} {name:{width}}" + "".join(f"{count:6}" for count in row))
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _total_line(who: str, metrics: Metrics) -> str:

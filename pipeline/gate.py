@@ -5,12 +5,13 @@ Computes no number (`pipeline.answers` does). Run: softlabel cache info t.h5 --d
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
+from cache import CacheReader
 from pipeline.answers import MAX_P_VALUE, MIN_ADJUSTED_ACCURACY, TeacherReport
 from pipeline.calibration import ENTROPY_BAND
 from pipeline.errors import WeakTeacher
+from pipeline.repair.remedies import advice_near_chance, advice_renamed
 
 _N_NAMED = 8
 """Renamed classes that a message lists."""
@@ -67,23 +68,18 @@ def long_lines(report: TeacherReport) -> list[str]:
     return lines
 
 
-def check_teacher(report: TeacherReport, cache: str | Path, data: str | Path) -> None:
-    """WeakTeacher, with what to do, where nobody should learn from these answers."""
-    verdict, name = report.verdict, shlex.quote(str(cache))
-    if verdict.renaming:
+def check_teacher(report: TeacherReport, reader: CacheReader, cache: str | Path, data: str | Path) -> None:
+    """WeakTeacher, with what to do, where nobody should learn from these answers; `cache` is the name for people."""
+    anyway = "To train on it as it is: --anyway; without it: --no-teacher"
+    if report.verdict.renaming:
         raise WeakTeacher(
-            f"{cache}: {renaming_text(report)}\nIts class names or prompts are in the wrong order. See them by\n"
-            f"  softlabel cache info {name}\nput the prompts file, or the teacher's own class list, right, and then\n"
-            f"  softlabel cache rehead {name} --prompts new.yaml -o new.h5\n"
-            "or build the cache anew. To train on it as it is: --anyway; without it: --no-teacher"
+            f"{cache}: {renaming_text(report)}\nIts class names or prompts are in the wrong order. "
+            f"{advice_renamed(reader, str(cache))} {anyway}"
         )
-    if verdict.is_near_chance:
-        probe = f"softlabel cache probe {name} {shlex.quote(str(data))} -o probe.h5"
+    if report.verdict.is_near_chance:
         raise WeakTeacher(
-            f"{cache}: {chance_text(report)}\nA student would learn noise from it. Look at its prompts, try others, or "
-            f"fit a head to its embeddings:\n  softlabel cache info {name}\n"
-            f"  softlabel cache rehead {name} --prompts new.yaml -o new.h5\n  {probe}\n"
-            "To train on it as it is: --anyway; without it: --no-teacher"
+            f"{cache}: {chance_text(report)}\nA student would learn noise from it. "
+            f"{advice_near_chance(reader, str(cache), str(data))}\n{anyway}"
         )
 
 

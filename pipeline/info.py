@@ -10,7 +10,7 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
-from pipeline.repair.derived import REHEAD, derived_by
+from pipeline.repair.remedies import REHEAD, derived_by
 from pipeline.scores import imported_from
 from pipeline.teachers.prompts import stored_prompts
 

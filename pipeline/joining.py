@@ -18,11 +18,14 @@ from cache.errors import CacheMismatch
 from data.errors import bullet_list
 from data.loaders import is_decodable
 from data.samples import FOLDER_TASK, Sample
-from pipeline.repair.derived import derived_by
+from pipeline.repair.remedies import advice_other_classes, derived_by
 from pipeline.scores import imported_from
 from pipeline.targets import TeacherTargets, view_policy
 
 log = logging.getLogger(__name__)
+
+_N_NAMED = 20
+"""Classes that a message lists: a teacher may know thousands."""
 
 Groups = Mapping[str, Sequence[Sample]]
 
@@ -46,7 +49,7 @@ def join(
     index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
     problems = [
         *_views(reader),
-        *(_classes(reader, groups) if classes is None else ()),
+        *(_classes(reader, groups, data) if classes is None else ()),
         *_images(reader, groups, index_N, data, clean),
     ]
     if len(problems) == 1:
@@ -81,7 +84,7 @@ def _views(reader: CacheReader) -> Iterator[str]:
         yield str(error)
 
 
-def _classes(reader: CacheReader, groups: Groups) -> Iterator[str]:
+def _classes(reader: CacheReader, groups: Groups, data: str) -> Iterator[str]:
     if FOLDER_TASK not in reader.tasks:
         yield f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'"
         return
@@ -89,9 +92,14 @@ def _classes(reader: CacheReader, groups: Groups) -> Iterator[str]:
     unknown = {sample.labels[FOLDER_TASK] for samples in groups.values() for sample in samples} - set(classes)
     if unknown:
         yield (
-            f"{reader.path} does not know the classes {', '.join(sorted(unknown))}; "
-            f"it was built for {', '.join(classes)}"
+            f"{reader.path} does not know the classes {_short(sorted(unknown))}; it was built for {_short(classes)}: "
+            + advice_other_classes(reader, data)
         )
+
+
+def _short(names: Sequence[str]) -> str:
+    rest = [f"and {len(names) - _N_NAMED:,} more"] if len(names) > _N_NAMED else []
+    return ", ".join([*names[:_N_NAMED], *rest])
 
 
 def _images(

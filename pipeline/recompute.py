@@ -83,10 +83,12 @@ def recompute_rows(
     """
     reader = CacheReader(cache, memory_map=False)
     refuse_derived(reader)
-    samples = scan_folder(data, scan).samples
+    images = scan_folder(data, scan)
+    samples = images.samples
     rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]
-    targets = join(reader, {"chosen": chosen}, str(data))["chosen"]
+    # No label is needed: a cache may know other classes than the images, for the sake of its embeddings.
+    targets = join(reader, {"chosen": chosen}, str(data), classes=images.classes[FOLDER_TASK])["chosen"]
     model = _load(reader, teacher, resolve_device(device))
     batch_size = _batch_size(reader)
     n_workers = default_workers(model.device) if workers is None else workers

@@ -134,7 +134,7 @@ def train(
     training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
     report = training.announce()
     if config.teacher and previous is None and not anyway:
-        check_teacher(report, cache, data)
+        check_teacher(report, reader, cache, data)
     if previous is not None:
         training.restore(previous)
     return training.run_epochs()

@@ -1,6 +1,6 @@
 """Caches whose logits were made anew from the embeddings of another one: what they say of themselves, how they begin.
 
-Makes no logits (`pipeline.repair.probe` and `rehead` do) and loads neither torch nor scikit-learn.
+Makes no logits (`pipeline.repair.probe` and `rehead` do).
 R rows, N samples, C classes, D features.
 """
 
@@ -23,10 +23,10 @@ from data.samples import FOLDER_TASK
 from pipeline.errors import OutputExists
 from pipeline.metrics import classification_metrics
 from pipeline.outputs import check_output_file
+from pipeline.repair.remedies import EMBEDDING, derived_by, without_embeddings
+from pipeline.scores import imported_from
 from pipeline.targets import SEEN, TeacherTargets
 
-EMBEDDING = "embedding"
-PROBE, REHEAD = "probe", "rehead"
 _CHUNK_ROWS = 16_384
 # What describes a head in the teacher part of an identity: a new head replaces all of it.
 _OF_A_HEAD = (
@@ -54,15 +54,13 @@ class Score:
 SCORE_TITLE = f"{'accuracy / macro F1':22} {'images':>8}  {'before':>15}  now"
 
 
-def derived_by(identity: Mapping[str, Any]) -> str | None:
-    """`probe` or `rehead` for a derived cache, None for one that a teacher's own answers stand in."""
-    teacher = identity.get("teacher")
-    head = teacher.get("head") if isinstance(teacher, dict) else None
-    return head if head in (PROBE, REHEAD) else None
-
-
 def refuse_derived(reader: CacheReader) -> None:
-    """CacheMismatch for a derived cache: no teacher says again what stands in it."""
+    """CacheMismatch for a derived or imported cache: no teacher that could be loaded says again what stands in it."""
+    if scores := imported_from(reader.manifest):
+        raise CacheMismatch(
+            f"{reader.path} was imported from {scores}: no teacher can be asked again here. Verify it without DATA and "
+            "--teacher; importing the same table again compares the scores"
+        )
     if head := derived_by(reader.manifest.identity):
         parent = str(reader.manifest.identity["teacher"].get("parent_recipe_id", "unknown"))[:12]
         raise CacheMismatch(
@@ -82,9 +80,7 @@ def stored_embeddings(reader: CacheReader) -> NDArray[np.float16]:
     """The embedding of every row, float16 [R, D], once it is verified; CacheMismatch where the cache has none."""
     shape = reader.features.get(EMBEDDING)
     if shape is None:
-        raise CacheMismatch(
-            f"{reader.path} holds no embeddings, from which logits could be made: build it anew with --embedding"
-        )
+        raise CacheMismatch(without_embeddings(reader))
     if len(shape) != 1:
         raise CacheMismatch(f"{reader.path} has embeddings of shape {shape}, expected one vector a view")
     reader.verify_objects([f"features/{EMBEDDING}"])

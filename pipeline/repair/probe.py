@@ -27,7 +27,6 @@ from pipeline.errors import SettingError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
 from pipeline.repair.derived import (
-    PROBE,
     SCORE_TITLE,
     Score,
     check_new_file,
@@ -40,6 +39,7 @@ from pipeline.repair.derived import (
     write_derived,
 )
 from pipeline.repair.logistic import FitData, FittedHead, fit_head, unit_length
+from pipeline.repair.remedies import PROBE
 from pipeline.targets import SEEN, TeacherTargets
 
 log = logging.getLogger(__name__)
@@ -233,12 +233,13 @@ class _Probe:
         return temperature
 
     def _unseen_val(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Clean rows and labels of the val images that share nothing with train; None where there are none."""
+        """Clean rows and labels of val images that neither share a thing with train nor were the teacher's; or None."""
         val = self._held_out.get("val")
         if val is None:
             return None
-        free_N = ~(self._seen | self._is_train)[val.index_N]
-        return (val.clean_rows()[free_N], val.labels_N[free_N]) if free_N.any() else None
+        rows = val.clean_rows()
+        free_N = ~((self._seen | self._is_train)[val.index_N] | val.seen(rows))
+        return (rows[free_N], val.labels_N[free_N]) if free_N.any() else None
 
     def _fit_data(self, groups_N: NDArray[np.str_] | None) -> FitData:
         """The train images, with all of their views."""

@@ -26,7 +26,6 @@ from pipeline.errors import SettingError, TeacherError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
 from pipeline.repair.derived import (
-    REHEAD,
     SCORE_TITLE,
     Score,
     check_new_file,
@@ -38,9 +37,9 @@ from pipeline.repair.derived import (
     stored_embeddings,
     write_derived,
 )
+from pipeline.repair.remedies import EMBEDDING, PROMPTED_KINDS, REHEAD, takes_prompts
 from pipeline.repair.text_side import TextSide, load_text_side
 from pipeline.targets import TeacherTargets
-from pipeline.teachers.dual_encoder import MODEL_TYPES
 from pipeline.teachers.prompts import Prompts, PromptSource
 
 log = logging.getLogger(__name__)
@@ -143,12 +142,12 @@ def _prompts(config: ReheadConfig, classes: tuple[str, ...]) -> Prompts:
 
 def _described_teacher(reader: CacheReader) -> dict[str, Any]:
     """The teacher as the cache's identity has it; CacheMismatch for one without a text side that we know."""
-    described = reader.manifest.identity.get("teacher")
-    if not isinstance(described, dict) or described.get("kind") not in MODEL_TYPES:
-        raise CacheMismatch(
-            f"{reader.path} is not from a teacher that takes prompts ({', '.join(MODEL_TYPES)}): its embeddings can be "
-            "probed instead: softlabel cache probe CACHE DATA -o OUT"
-        )
+    if not takes_prompts(reader):
+        found = f"{reader.path} is not from a teacher that takes prompts ({', '.join(PROMPTED_KINDS)})"
+        if EMBEDDING in reader.features:
+            found += ": its embeddings can be probed instead: softlabel cache probe CACHE DATA -o OUT"
+        raise CacheMismatch(found)
+    described: dict[str, Any] = reader.manifest.identity["teacher"]
     return described
 
 
@@ -186,11 +185,13 @@ def _load_same_teacher(
 
 
 def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets]) -> float:
-    """The T of least NLL on clean val views, or else on train ones: a zero-shot head was fitted on neither."""
-    split = next((name for name in ("val", "train") if name in targets), None)
+    """The T of least NLL on clean val views, or else on train ones; never on what the teacher was fitted on."""
+    unseen = {name: ~targets[name].seen(targets[name].clean_rows()) for name in ("val", "train") if name in targets}
+    split = next((name for name, unseen_N in unseen.items() if unseen_N.any()), None)
     if split is None:
-        raise SettingError("a temperature needs val or train images, and the data have none: leave out --calibrate")
-    rows, labels_N = targets[split].clean_rows(), targets[split].labels_N
+        found = "the teacher was fitted on all of them" if unseen else "the data have none"
+        raise SettingError(f"a temperature needs val or train images, and {found}: leave out --calibrate")
+    rows, labels_N = targets[split].clean_rows()[unseen[split]], targets[split].labels_N[unseen[split]]
     logits_NC = side.head.logits(embedding_RD[rows].astype(np.float32))
     temperature = fit_temperature(logits_NC, labels_N)
     tell_temperature(temperature, logits_NC, labels_N, split)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, TeacherError
+from pipeline.runs import RunFolder
 from pipeline.teachers.dual_encoder import load_dual_encoder
+from pipeline.teachers.fit_folder import FitFolder
 from pipeline.teachers.preprocessing import read_preprocessing
 from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import weights_digest
@@ -65,6 +67,7 @@ class DualEncoderTuning:
     ) -> None:  # fmt: skip
         """Load `source` as `cache build` does; TeacherError says what to do if that fails."""
         self.device, self.precision = device, precision
+        _refuse_what_is_not_fitted_here(source)
         self._dual = load_dual_encoder(source)
         self.model = self._dual.model
         self.size_px, mean, std = read_preprocessing(self._dual.image_processor)
@@ -174,6 +177,19 @@ class DualEncoderTuning:
         self.model.to("cpu").eval().save_pretrained(folder, max_shard_size=2**62)
         self._dual.tokenizer.save_pretrained(folder)
         self._dual.image_processor.save_pretrained(folder)
+
+
+def _refuse_what_is_not_fitted_here(source: str) -> None:
+    """TeacherError for teachers of other kinds, which the loader of dual encoders can only call unknown."""
+    path = Path(source)
+    if FitFolder(path).is_unfinished():
+        raise TeacherError(f"the fit in {path} is not finished: go on with it by `softlabel teacher fit ... --resume`")
+    run = RunFolder(path)
+    if path.is_file() or run.best.exists() or run.last.exists() or source.startswith(("torchvision:", "timm:")):
+        raise TeacherError(
+            f"{source} is no SigLIP or CLIP model, which alone are fitted here: --from names the folder of one, or its "
+            "Hugging Face name. A classifier that is fitted already teaches as it is: softlabel cache build --teacher"
+        )
 
 
 def _image_side(model: Any) -> list[nn.Module]:

@@ -134,15 +134,18 @@ def flipped(tmp_path: Path) -> Callable[..., Path]:
 def told(tmp_path: Path) -> Callable[..., TeacherTargets]:
     """`told(labels, logits)`: samples of these classes, and a cache in which a teacher said that of their views.
 
-    Logits are [N * views, C]; `seen` says for each sample whether the teacher was fitted on it.
+    Logits are [N * views, C]; `seen` says for each sample whether the teacher was fitted on it. `teacher` is what the
+    identity says of it, `embedding` whether the cache has embeddings (zeros).
     """
 
     def told(
         labels: Sequence[int], logits: np.ndarray, *, views: int = 1, seen: Sequence[float] | None = None,
-        name: str = "told.h5",
+        name: str = "told.h5", teacher: dict[str, Any] | None = None, embedding: bool = False,
     ) -> TeacherTargets:  # fmt: skip
         labels_N, classes = np.array(labels), [f"class {c}" for c in range(logits.shape[1])]
         n_samples, n_rows = len(labels_N), len(logits)
+        features = {} if seen is None else {SEEN: np.repeat(seen, views).astype("<f2")}
+        features |= {"embedding": np.zeros((n_rows, 2), "<f2")} if embedding else {}
         table = Table(
             key=np.arange(n_samples, dtype=">u4").view(np.uint8).reshape(-1, 4).repeat(4, axis=1),
             first_row=np.arange(0, n_rows + 1, views).astype("<u8"),
@@ -150,9 +153,10 @@ def told(tmp_path: Path) -> Callable[..., TeacherTargets]:
             params=np.zeros((n_rows, len(COLUMNS)), "<f4"),
             witness=np.zeros((n_rows, 12), np.uint8),
             logits={FOLDER_TASK: logits.astype("<f4" if len(classes) <= 256 else "<f2")},
-            features={} if seen is None else {SEEN: np.repeat(seen, views).astype("<f2")},
+            features=features,
         )
         identity = {"tasks": [{"name": FOLDER_TASK, "classes": classes}], "view_columns": list(COLUMNS)}
+        identity |= {"teacher": teacher} if teacher else {}
         write_table(tmp_path / name, Manifest(identity, {}), table)
         samples = [
             Sample(key.tobytes(), "", "", "val", {FOLDER_TASK: classes[label]})

@@ -30,6 +30,12 @@ def test_a_sure_and_right_teacher_is_calibrated() -> None:
     assert expected_calibration_error(np.array([[400.0, -400.0]], np.float32), np.array([0])) == 0
 
 
+def test_the_largest_logits_there_are_overflow_nothing() -> None:
+    logits = np.array([[3e38, -3e38], [-3e38, 3e38]], np.float32)
+    assert confidence(logits).tolist() == [1, 1]
+    assert str(mean_entropy(logits, 1)) == "0.0", "not -0.0"
+
+
 def test_the_entropy_equals_the_one_computed_by_hand() -> None:
     """(log 9, 0) is (9/10, 1/10) at T 1 and (3/4, 1/4) at T 2."""
     logits = np.array([[math.log(9), 0.0]], np.float32)

@@ -34,6 +34,16 @@ def test_importing_the_command_line_loads_no_heavy_library() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_info_of_a_file_alone_loads_no_torch(tiny_cache: Path) -> None:
+    check = (
+        "import sys; from pipeline.cli import run; "
+        "run(['cache', 'info', sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check, str(tiny_cache)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "recipe_id" in done.stdout
+
+
 def test_the_main_path_from_images_to_predictions(
     cli: Cli, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +149,22 @@ def test_a_log_that_goes_to_a_full_disk_ends_no_command(
         with open("/dev/full", "w") as full:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, env=clean_environment, check=False)
         assert (done.returncode, done.stdout[:20]) == (code, f"{tmp_path}/t.h5"[:20].encode() if code == 0 else b"")
+
+
+def test_escapes_in_class_names_are_shown_not_obeyed(
+    cli: Cli, tiny_data: Path, tiny_cache: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    for folder in data.glob("*/melanoma"):
+        folder.rename(folder.with_name("mel\x1b[31m anoma"))
+    words = ("--template", "a {}", "--data", data, "--teacher", tiny_teacher)
+    code, _, err = cli("cache", "rehead", tiny_cache, *words, "-o", tmp_path / "r.h5")
+    assert code == 0, err
+    assert "prompt  mel\\x1b[31m anoma: a mel\\x1b[31m anoma\n" in err
+    student = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 1, "--workers", 0, "--anyway")
+    assert cli("train", data, tmp_path / "r.h5", "-o", tmp_path / "run", *student)[0] == 0
+    code, out, _ = cli("evaluate", tmp_path / "run", data, "--workers", 0)
+    assert (code, "\x1b" in out, "mel\\x1b[31m anoma" in out) == (0, False, True)
 
 
 def test_debug_shows_the_traceback(cli: Cli) -> None:

@@ -37,17 +37,18 @@ def right_in(share: float, labels: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def stopped(targets: TeacherTargets) -> str:
     with pytest.raises(WeakTeacher) as caught:
-        check_teacher(teacher_report(targets, "val", None), "my t.h5", "DATA")
+        check_teacher(teacher_report(targets, "val", None), targets.reader, "my t.h5", "DATA")
     return str(caught.value)
 
 
 def passes(targets: TeacherTargets) -> bool:
-    check_teacher(teacher_report(targets, "val", None), "t.h5", "DATA")
+    check_teacher(teacher_report(targets, "val", None), targets.reader, "t.h5", "DATA")
     return True
 
 
 def test_a_random_head_is_stopped_with_its_numbers_and_what_to_do(told: Told) -> None:
-    said = stopped(told(IMBALANCED, np.random.default_rng(0).normal(size=(len(IMBALANCED), 7))))
+    logits = np.random.default_rng(0).normal(size=(len(IMBALANCED), 7))
+    said = stopped(told(IMBALANCED, logits, teacher={"kind": "siglip"}, embedding=True))
     assert "the teacher is near chance: balanced accuracy 0." in said
     assert "over 7 classes" in said
     assert "on 463 val images" in said
@@ -77,11 +78,37 @@ def test_a_weak_teacher_that_knows_something_passes(seed: int, told: Told) -> No
 
 
 def test_a_permuted_class_list_is_stopped_with_the_renaming(told: Told) -> None:
-    said = stopped(told(IMBALANCED, says((right_in(0.6, IMBALANCED) + 1) % 7)))
+    answers = says((right_in(0.6, IMBALANCED) + 1) % 7)
+    said = stopped(told(IMBALANCED, answers, teacher={"kind": "siglip"}, embedding=True))
     assert "'class 5' images get 'class 6' (6" in said
     assert "class names or prompts are in the wrong order" in said
     assert "softlabel cache rehead 'my t.h5' --prompts new.yaml -o new.h5" in said
     assert "--anyway" in said
+
+
+REHEAD, FIT_A_HEAD = "softlabel cache rehead 'my t.h5'", "softlabel cache probe 'my t.h5' DATA"
+KINDS: dict[str, tuple[dict[str, str], bool, tuple[str, ...], str]] = {
+    "prompted, without embeddings": ({"kind": "clip"}, False, (), "put the prompts file right, and build"),
+    "a classifier": ({"kind": "timm", "head": "linear"}, True, (FIT_A_HEAD,), "`--teacher-config` with a line"),
+    "TorchScript": ({"kind": "torchscript", "head": "outputs"}, False, (), "`--teacher-config` with a line"),
+    "imported": ({"kind": "imported", "as": "logits"}, False, (), "put the names of the columns of SCORES right"),
+    "probed": ({"kind": "siglip", "head": "probe"}, True, (), "put the class folders right, and probe anew"),
+    "re-headed": ({"kind": "siglip", "head": "rehead"}, True, (REHEAD, FIT_A_HEAD), REHEAD),
+    "of another program": ({"name": "somebody's"}, False, (), "`--teacher-config` with a line"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_commands_that_can_work_on_the_cache_are_named(kind: str, told: Told) -> None:
+    teacher, embedding, commands, renamed = KINDS[kind]
+    constant = told(IMBALANCED, says(np.full(len(IMBALANCED), 5)), teacher=teacher, embedding=embedding)
+    said = stopped(constant)
+    assert {command for command in (REHEAD, FIT_A_HEAD) if command in said} == set(commands)
+    assert "softlabel cache info 'my t.h5'" in said
+    shifted = says((right_in(0.6, IMBALANCED) + 1) % 7)
+    said = stopped(told(IMBALANCED, shifted, teacher=teacher, embedding=embedding, name="shifted.h5"))
+    assert renamed in said
+    assert (REHEAD in said) == (REHEAD in commands)
 
 
 def test_two_swapped_classes_of_a_good_teacher_are_stopped_and_only_they_are_named(told: Told) -> None:

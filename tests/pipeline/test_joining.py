@@ -97,6 +97,17 @@ def test_a_class_that_the_cache_does_not_know_is_named(tiny_cache: Path, data: P
         join(tiny_cache, data)
 
 
+def test_a_cache_of_other_classes_says_what_can_be_done_with_it_and_names_no_thousand_classes(
+    told: Callable[..., TeacherTargets], data: Path
+) -> None:
+    many = np.zeros((30, 30))
+    with pytest.raises(CacheMismatch) as caught:
+        join(told(range(30), many, embedding=True).reader.path, data)
+    assert "class 19, and 10 more: its embeddings can learn them: `softlabel cache probe " in str(caught.value)
+    with pytest.raises(CacheMismatch, match="and 10 more: rename the folders, or choose another teacher"):
+        join(told(range(30), many, name="bare.h5").reader.path, data)
+
+
 def test_a_cache_of_another_task_is_named(tiny_data: Path, tiny_cache: Path, resealed: Resealed) -> None:
     classes = list(CacheReader(tiny_cache).tasks[FOLDER_TASK])
 

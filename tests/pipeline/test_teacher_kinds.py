@@ -136,6 +136,8 @@ def test_a_teacher_of_other_classes_is_kept_for_its_embeddings_with_a_warning(
     assert reader.tasks[FOLDER_TASK] == ("crane", "crane (2)", "tench")
     assert "does not know 5 of the 5 classes" in caplog.text
     assert "softlabel cache probe" in caplog.text
+    again = recompute_rows(tmp_path / "t.h5", few_images, str(folder), n_rows=3, device="cpu", workers=0)
+    assert again.worst_logit <= 1e-4, "no label is needed to ask it again"
     with pytest.raises(TeacherError, match=r"does not know 5 of the 5 classes .* --teacher-config"):
         build_cache(few_images, tmp_path / "u.h5", dataclasses.replace(config, embedding=False))
 

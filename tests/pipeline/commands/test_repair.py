@@ -158,6 +158,34 @@ def test_probe_of_a_cache_without_embeddings_says_what_to_build(
     assert "holds no embeddings, from which logits could be made: build it anew with --embedding" in error
 
 
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"kind": "torchscript", "head": "outputs"}, "its teacher is a classifier that cannot be taken apart"),
+        ({"kind": "imported", "as": "logits"}, "it was imported from SCORES, and scores have none"),
+        ({"kind": "siglip", "head": "probe"}, "probe its parent anew with --embedding"),
+    ],
+)
+def test_nobody_is_sent_for_embeddings_that_cannot_be_had(
+    teacher: dict[str, str], said: str, cli: Cli, tiny_cache: Path, tiny_data: Path, tmp_path: Path, resealed: Resealed
+) -> None:
+    bare = resealed(tiny_cache, lambda table: dataclasses.replace(table, features={}), identity={"teacher": teacher})
+    words = (bare, tiny_data, "-o", tmp_path / "p.h5")
+    assert said in one_error(cli("cache", "probe", *words))
+    if teacher["kind"] != "siglip":
+        error = one_error(cli("cache", "rehead", bare, "--template", "a {}", "-o", tmp_path / "r.h5"))
+        assert "is not from a teacher that takes prompts" in error
+        assert "probe" not in error
+
+
+def test_verify_of_an_imported_cache_says_that_its_teacher_cannot_be_asked(
+    cli: Cli, tiny_cache: Path, tiny_data: Path, resealed: Resealed
+) -> None:
+    imported = resealed(tiny_cache, identity={"teacher": {"kind": "imported", "as": "logits"}})
+    error = one_error(cli("cache", "verify", imported, tiny_data, "--teacher", "x"))
+    assert "was imported from SCORES: no teacher can be asked again here" in error
+
+
 def test_an_image_that_the_cache_lacks_is_told_with_the_command_that_adds_it(
     cli: Cli, tiny_cache: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -119,6 +119,20 @@ def test_what_is_no_model_and_a_folder_in_use_are_refused(
     assert (code, "T is a file, where a folder is to be written" in err) == (1, True)
 
 
+def test_what_is_fitted_elsewhere_is_told_from_what_is_not_there(
+    fit: Callable[..., tuple[int, str, str]], tiny_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "student.pt").write_bytes(b"PK")
+    for source in (tiny_run, tmp_path / "student.pt", "torchvision:resnet18", "timm:vit_base"):
+        code, _, err = fit(source=source)
+        assert (code, f"Error: {source} is no SigLIP or CLIP model" in err) == (1, True)
+        assert "softlabel cache build --teacher" in err
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "fit_config.json").write_text("{}")
+    code, _, err = fit(source=tmp_path / "half")
+    assert (code, "half is not finished: go on with it by `softlabel teacher fit ... --resume`" in err) == (1, True)
+
+
 @pytest.mark.parametrize("words", [(), ("DATA", "-o", "T"), ("DATA", "--from", "M"), ("DATA", "--precision", "fp8")])
 def test_a_wrong_command_line_is_a_usage_error(words: tuple[str, ...], cli: Cli) -> None:
     code, _, err = cli("teacher", "fit", *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,8 @@ from pipeline.info import describe_cache_as_text
 from pipeline.joining import join
 from pipeline.recompute import recompute_rows
 from pipeline.repair import logistic
-from pipeline.repair.derived import derived_by
 from pipeline.repair.probe import ProbeConfig, ProbeResult, probe_cache
+from pipeline.repair.remedies import derived_by
 from pipeline.targets import SEEN
 from pipeline.train import TrainConfig, train
 
@@ -301,6 +302,24 @@ def test_a_temperature_of_val_lowers_the_nll_of_val(telling: Path, tiny_data: Pa
     assert nll(scaled) < nll(plain)
     every = slice(0, 120)
     np.testing.assert_allclose(scaled.logits(every) * temperature, plain.logits(every), rtol=1e-5, atol=1e-6)
+
+
+def test_a_temperature_is_not_of_val_images_that_the_teacher_was_fitted_on(
+    telling: Path, tiny_data: Path, resealed: Resealed, caplog: pytest.LogCaptureFixture
+) -> None:
+    val = [sample.key for sample in scan_folder(tiny_data).of_split("val")]
+
+    def known(n: int) -> Path:
+        def change(table: Table) -> Table:
+            seen = np.repeat([key.tobytes() in val[:n] for key in table.key], np.diff(table.first_row.astype(int)))
+            return dataclasses.replace(table, features={**table.features, SEEN: seen.astype("<f2")})
+
+        return resealed(telling, change, name=f"{n}.h5")
+
+    with caplog.at_level(logging.INFO):
+        for n in (10, 15):
+            probed(known(n), tiny_data, ProbeConfig(calibrate=True), f"calibrated {n}")
+    assert re.findall(r"on ([\w -]+) images: NLL", caplog.text) == ["5 val", "30 held-out train"]
 
 
 def test_a_probed_cache_can_be_probed_again(crossed: CacheReader, telling: Path, tiny_data: Path) -> None:

@@ -22,7 +22,9 @@ from pipeline.errors import SettingError, TeacherError
 from pipeline.info import describe_cache_as_text
 from pipeline.repair.calibration import nll_nats
 from pipeline.repair.rehead import ReheadConfig, ReheadResult, rehead_cache
+from pipeline.repair.remedies import PROMPTED_KINDS
 from pipeline.targets import SEEN
+from pipeline.teachers.dual_encoder import MODEL_TYPES
 from pipeline.teachers.prompts import default_prompts, stored_prompts
 from reliability.tiny import write_teacher
 
@@ -196,6 +198,28 @@ def test_a_cache_without_embeddings_or_text_side_says_what_to_do(
         foreign.unlink()
 
 
+def test_a_temperature_is_never_fitted_on_images_that_the_teacher_was_fitted_on(
+    again: Callable[..., ReheadResult], base: CacheReader, few_images: Path, tmp_path: Path,
+    resealed: Callable[..., Path], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    data = shutil.copytree(few_images, tmp_path / "images", ignore=shutil.ignore_patterns("val"))
+    learned = {sample.key for sample in scan_folder(data).of_split("train")[:4]}
+
+    def marking(keys: set[bytes]) -> Callable[[Table], Table]:
+        def change(table: Table) -> Table:
+            seen = np.repeat([key.tobytes() in keys for key in table.key], np.diff(table.first_row.astype(int)))
+            return dataclasses.replace(table, features={**table.features, SEEN: seen.astype("<f2")})
+
+        return change
+
+    with caplog.at_level(logging.INFO):
+        again(resealed(base.path, marking(learned), name="some.h5"), data=data, calibrate=True)
+    assert "on 6 train images: NLL" in caplog.text
+    every = {sample.key for sample in scan_folder(data).samples}
+    with pytest.raises(SettingError, match="the teacher was fitted on all of them: leave out --calibrate"):
+        again(resealed(base.path, marking(every), name="every.h5"), name="two.h5", data=data, calibrate=True)
+
+
 def test_settings_that_contradict_each_other_are_told(again: Callable[..., ReheadResult], prompts: Path) -> None:
     with pytest.raises(SettingError, match="other prompts are needed: --prompts FILE, --template TEXT, or both"):
         ReheadConfig()
@@ -211,3 +235,7 @@ def test_the_prompts_are_shown(again: Callable[..., ReheadResult], caplog: pytes
     with caplog.at_level(logging.INFO):
         again()
     assert "prompt  melanocytic nevus: melanoma | vascular lesion melanoma" in caplog.text
+
+
+def test_every_teacher_with_a_text_side_can_be_re_headed() -> None:
+    assert PROMPTED_KINDS == MODEL_TYPES

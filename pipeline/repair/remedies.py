@@ -1,0 +1,95 @@
+"""Where a cache's logits come from, by its own word, and which commands can give it better ones. Reads no row.
+
+Loads no torch: `softlabel cache info FILE` asks here, too.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from cache import CacheReader
+from pipeline.scores import imported_from
+
+EMBEDDING = "embedding"
+PROBE, REHEAD = "probe", "rehead"
+PROMPTED_KINDS = ("siglip", "clip")
+"""Kinds of teachers, in an identity, whose logits follow from prompts: those of `pipeline.teachers.dual_encoder`."""
+
+
+def derived_by(identity: Mapping[str, Any]) -> str | None:
+    """`probe` or `rehead` for a derived cache, None for one that a teacher's own answers stand in."""
+    head = _teacher(identity).get("head")
+    return head if head in (PROBE, REHEAD) else None
+
+
+def takes_prompts(reader: CacheReader) -> bool:
+    """Whether the teacher has a text side, so that its embeddings can be given the answers to other prompts."""
+    return _teacher(reader.manifest.identity).get("kind") in PROMPTED_KINDS
+
+
+def without_embeddings(reader: CacheReader) -> str:
+    """Why a cache has no embeddings, and what to do."""
+    identity, found = reader.manifest.identity, f"{reader.path} holds no embeddings, from which logits could be made: "
+    if scores := imported_from(reader.manifest):
+        return f"{found}it was imported from {scores}, and scores have none"
+    if _teacher(identity).get("head") == "outputs":
+        return f"{found}its teacher is a classifier that cannot be taken apart. Take a teacher that can"
+    if head := derived_by(identity):
+        return f"{found}{head} its parent anew with --embedding"
+    return f"{found}build it anew with --embedding"
+
+
+def advice_near_chance(reader: CacheReader, cache: str, data: str) -> str:
+    """What to try where the answers of `cache` tell nothing of the images in `data`: only what can be done."""
+    file, head = shlex.quote(cache), derived_by(reader.manifest.identity)
+    ideas, commands = ["Look at its class names"], [f"softlabel cache info {file}"]
+    if takes_prompts(reader) and head != PROBE:
+        ideas = ["Look at its prompts", "try others"]
+        commands += _reheading(reader, file)
+    if EMBEDDING in reader.features and head != PROBE:
+        ideas.append("fit a head to its embeddings")
+        commands.append(f"softlabel cache probe {file} {shlex.quote(data)} -o probe.h5")
+    elif head == PROBE:
+        ideas = ["Its embeddings were probed already: look at their teacher", "take another one"]
+    else:
+        ideas.append("take another teacher")
+    return f"{', '.join(ideas[:-1])}, or {ideas[-1]}:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def advice_renamed(reader: CacheReader, cache: str) -> str:
+    """How the class names of `cache` are put right."""
+    file, identity = shlex.quote(cache), reader.manifest.identity
+    see = f"See them by\n  softlabel cache info {file}\n"
+    if scores := imported_from(reader.manifest):
+        return f"{see}put the names of the columns of {scores} right, and import it anew, to another -o."
+    if derived_by(identity) == PROBE:
+        return f"{see}put the class folders right, and probe anew the cache that it was made from."
+    if not takes_prompts(reader):
+        return (
+            f"{see}put the teacher's own class list right, by `--teacher-config` with a line `classes: [...]` in the "
+            "order of its outputs, and build the cache anew."
+        )
+    if not (commands := _reheading(reader, file)):
+        return f"{see}put the prompts file right, and build the cache anew."
+    return f"{see}put the prompts file right, and then\n  {commands[0]}\nor build the cache anew."
+
+
+def advice_other_classes(reader: CacheReader, data: str) -> str:
+    """What to do with a cache that does not know the classes of `data`."""
+    if EMBEDDING in reader.features:
+        command = shlex.join(["softlabel", "cache", "probe", str(reader.path), data, "-o", "probe.h5"])
+        return f"its embeddings can learn them: `{command}`"
+    return "rename the folders, or choose another teacher"
+
+
+def _reheading(reader: CacheReader, file: str) -> list[str]:
+    if EMBEDDING not in reader.features:
+        return []
+    return [f"softlabel cache rehead {file} --prompts new.yaml -o new.h5"]
+
+
+def _teacher(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    teacher = identity.get("teacher")
+    return teacher if isinstance(teacher, dict) else {}
