@@ -302,6 +302,7 @@ def test_training_with_images_that_were_left_out_names_the_import(
     error = one_error(cli("train", data, out, "-o", tmp_path / "run", "--student-size", 32))
     assert "lacks 1 of 45 images (first: train/" in error
     assert f"softlabel cache import few.csv {data} -o {out}" in error
+    assert "has their scores; a longer table makes another cache, under another -o" in error
 
 
 def test_the_predictions_of_a_student_can_be_imported(
