@@ -135,6 +135,8 @@ def _rows(file: Path, column: str, image_column: str | None) -> Iterator[tuple[s
                 )
             if unknown := [name for name in (column, images) if name not in columns]:
                 raise BadSamples(f"{file} has no column {unknown[0]}; it has {', '.join(columns) or 'none'}")
+            if repeated := [name for name in (column, images) if columns.count(name) > 1]:
+                raise BadSamples(f"{file} has {columns.count(repeated[0])} columns {repeated[0]}: keep one of them")
             for row in reader:
                 yield (row[images] or "").strip(), (row[column] or "").strip()
     except OSError as error:

@@ -78,7 +78,7 @@ def check_teacher(report: TeacherReport, reader: CacheReader, cache: str | Path,
         )
     if report.verdict.is_near_chance:
         raise WeakTeacher(
-            f"{cache}: {chance_text(report)}\nA student would learn noise from it. "
+            f"{cache}: {chance_text(report)}\nA student may learn noise from it. "
             f"{advice_near_chance(reader, str(cache), str(data))}\n{anyway}"
         )
 
@@ -89,8 +89,11 @@ def chance_text(report: TeacherReport) -> str:
     images = " and ".join(f"{n:,} {split}" for split, n in verdict.images.items())
     if verdict.adjusted is None:
         return f"whether the teacher is near chance cannot be told: {images} images are of one class"
+    found = f"the teacher is {'' if verdict.is_near_chance else 'not '}near chance"
+    if verdict.is_near_chance and verdict.adjusted >= MIN_ADJUSTED_ACCURACY:
+        found = "so few images cannot tell the teacher from chance"
     return (
-        f"the teacher is {'' if verdict.is_near_chance else 'not '}near chance: balanced accuracy "
+        f"{found}: balanced accuracy "
         f"{verdict.balanced_accuracy:.3f} over {verdict.n_classes} classes is {verdict.adjusted:.3f} adjusted for "
         f"chance (at least {MIN_ADJUSTED_ACCURACY} is asked), p {verdict.p_value:.3f} under shuffled labels "
         f"(at most {MAX_P_VALUE}), on {images} images"

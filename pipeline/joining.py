@@ -132,4 +132,7 @@ def _extending(reader: CacheReader, data: str) -> str:
             f"it was made by `softlabel cache {head}` from another cache: extend that one by "
             f"`{shlex.join([*build, 'PARENT.h5'])}` with the settings it was built with, then {head} it again"
         )
-    return f"run `{shlex.join([*build, str(reader.path)])}` with the settings it was built with"
+    remedy = f"run `{shlex.join([*build, str(reader.path)])}` with the settings it was built with"
+    if scores is not None:
+        remedy += f", if {scores} has their scores; a longer table makes another cache, under another -o"
+    return remedy

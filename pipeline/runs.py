@@ -107,4 +107,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged ({first_line(error)}); train this run anew") from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
+    if "model" not in content:  # a fit has files of the same names
+        raise RunError(f"{path} is no student's: expected one that `softlabel train` wrote, not `teacher fit`")
     return content

@@ -256,7 +256,7 @@ def _image_column(path: Path, header: list[str]) -> int:
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # Python reads 1_0 as ten
     except ValueError:
         return None
 

@@ -40,7 +40,7 @@ def cache_import(scores: Path, data: Path, out: Path, scan: ScanOptions, **setti
     0..V-1 for each train image, as `data.views.draw` draws them with this --seed.
 
     Probabilities are stored as their logarithms; one below 1e-7 counts as 1e-7. Repeating the command resumes an
-    interrupted import, and adds images or views that are new.
+    interrupted import, and adds images or views that are new in DATA; other SCORES make another cache.
     """
     with goes_on_with(same_command):
         from pipeline.importing import ImportConfig, import_scores

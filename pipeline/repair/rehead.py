@@ -104,6 +104,11 @@ def rehead_cache(
     prompts = _prompts(config, classes)
     embedding_RD = stored_embeddings(reader)
     side = _load_same_teacher(reader, described, config.teacher, prompts)
+    if embedding_RD.shape[1] != side.head.text_CD.shape[1]:
+        raise CacheMismatch(
+            f"{reader.path} has embeddings of {embedding_RD.shape[1]:,} numbers, its teacher gives "
+            f"{side.head.text_CD.shape[1]:,}: whatever wrote it stored others; build it anew"
+        )
     temperature = _temperature(side, embedding_RD, targets) if config.calibrate else None
     logits_RC = _answers(side, embedding_RD, temperature or 1.0)
     scores = _scores(targets, classes, logits_RC)

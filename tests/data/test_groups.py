@@ -110,6 +110,12 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(
         groups(tmp_path, text, column=column)
 
 
+@pytest.mark.parametrize("text", ["image,lesion,lesion\na,1,2\nb,1,2\n", "image,lesion,image\na,1,c\nb,1,d\n"])
+def test_a_column_that_is_there_twice_is_not_chosen_from(text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadSamples, match=r"t\.csv has 2 columns (lesion|image): keep one of them"):
+        groups(tmp_path, text)
+
+
 def test_a_table_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match=r"cannot read .*none\.csv"):
         read_groups((A,), tmp_path / "none.csv", "lesion")

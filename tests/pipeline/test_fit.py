@@ -258,6 +258,24 @@ def test_resuming_what_is_no_fit_says_so(tiny_data: Path, tiny_teacher: Path, tm
         fit_teacher(tiny_data, tiny_teacher, fitted, dataclasses.replace(CONFIG, epochs=4), resume=True)
 
 
+def test_a_fit_is_not_taken_for_a_training_nor_a_training_for_a_fit(
+    cli: Callable[..., tuple[int, str, str]], tiny_data: Path, tiny_cache: Path, tiny_teacher: Path, tiny_run: Path,
+    tmp_path: Path, stop_at: StopAt,
+) -> None:  # fmt: skip
+    half = tmp_path / "half"
+    stop_at(6)
+    with pytest.raises(KeyboardInterrupt):
+        fit_teacher(tiny_data, tiny_teacher, half, CONFIG, workers=0)
+    for words in (
+        ("train", tiny_data, tiny_cache, "-o", half, "--resume"), ("evaluate", half, tiny_data),
+        ("export", half, "-o", tmp_path / "s.pt"),
+    ):  # fmt: skip
+        code, _, err = cli(*words)
+        assert (code, "is no student's: expected one that `softlabel train` wrote" in err) == (1, True), err
+    code, _, err = cli("teacher", "fit", tiny_data, "--from", tiny_teacher, "-o", tiny_run, "--resume")
+    assert (code, "is no fit's: expected one that `softlabel teacher fit` wrote" in err) == (1, True), err
+
+
 def test_validation_is_split_off_train_where_there_is_no_val_and_test_is_never_read(
     tiny_data: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -67,9 +67,10 @@ def test_always_the_largest_class_is_stopped_though_it_is_right_in_most_images(t
 
 def test_a_few_right_answers_in_few_images_are_no_proof(told: Told) -> None:
     labels = np.arange(7).repeat(2)
-    assert "is 0.167 adjusted for chance (at least 0.05 is asked), p 0." in stopped(
-        told(labels, says(np.where(np.arange(14) < 2, labels, 6)))
-    )
+    said = stopped(told(labels, says(np.where(np.arange(14) < 2, labels, 6))))
+    assert "is 0.167 adjusted for chance (at least 0.05 is asked), p 0." in said
+    assert "so few images cannot tell the teacher from chance: balanced accuracy 0." in said
+    assert "near chance" not in said
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -289,7 +289,7 @@ def test_the_command_says_what_the_scores_are_worth_and_info_where_they_are_from
     assert "teacher     an API, imported from api.csv as logits of the clean image\n" in info
     assert json.loads(cli("cache", "info", out, "--json")[1])["imported_from"] == "api.csv"
     error = one_error((1, "", cli("cache", "verify", out, tiny_data, "--teacher", "t")[2]))
-    assert "this version cannot compute its rows again" in error
+    assert "was imported from api.csv: no teacher can be asked again here" in error
     assert "weaker" not in cli(*words[:4], "-o", tmp_path / "one.h5", *words[6:], "--views", 1)[1]
 
 
@@ -302,6 +302,7 @@ def test_training_with_images_that_were_left_out_names_the_import(
     error = one_error(cli("train", data, out, "-o", tmp_path / "run", "--student-size", 32))
     assert "lacks 1 of 45 images (first: train/" in error
     assert f"softlabel cache import few.csv {data} -o {out}" in error
+    assert "has their scores; a longer table makes another cache, under another -o" in error
 
 
 def test_the_predictions_of_a_student_can_be_imported(

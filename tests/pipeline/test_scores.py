@@ -86,6 +86,7 @@ WRONG_CSV = {
     CSV + "c.png,nan,1\n": "line 4: mel is 'nan', expected a number",
     CSV + "c.png,1,1e999\n": "line 4: nv is '1e999', expected a number",
     CSV + "c.png,1,n/a\n": "line 4: nv is 'n/a', expected a number",
+    CSV + "c.png,1,1_0\n": "line 4: nv is '1_0', expected a number",
     CSV + "c.png,1\n": "line 4: 2 cells, expected 3",
     CSV + "a.png,1,2\n": "line 4: a.png stands in line 2 already",
     CSV + ",1,2\n": "line 4: no image is named",

@@ -198,6 +198,16 @@ def test_a_cache_without_embeddings_or_text_side_says_what_to_do(
         foreign.unlink()
 
 
+def test_embeddings_that_are_not_the_teachers_are_told(
+    again: Callable[..., ReheadResult], base: CacheReader, resealed: Callable[..., Path]
+) -> None:
+    def change(table: Table) -> Table:
+        return dataclasses.replace(table, features={"embedding": table.features["embedding"][:, :5]})
+
+    with pytest.raises(CacheMismatch, match="has embeddings of 5 numbers, its teacher gives 32"):
+        again(resealed(base.path, change, name="short.h5"))
+
+
 def test_a_temperature_is_never_fitted_on_images_that_the_teacher_was_fitted_on(
     again: Callable[..., ReheadResult], base: CacheReader, few_images: Path, tmp_path: Path,
     resealed: Callable[..., Path], caplog: pytest.LogCaptureFixture,
