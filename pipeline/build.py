@@ -98,11 +98,12 @@ def _build(
     asked = writer.compute_setting["rows_per_forward"]
     features = feature_shapes(teacher, config)
     with writer:
-        _check_features(writer, features)
+        check_features(writer.out, writer.features, features)
         if (batch_size := writer.compute_setting["rows_per_forward"]) != asked:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", batch_size)
-        recorded = writer.last_provenance().get("compute")
-        before = recorded if isinstance(recorded, dict) else {}
+        told = writer.last_provenance()
+        before = told["compute"] if isinstance(told.get("compute"), dict) else {}
+        recomputed_before = told["recomputed_in_fp32"] if isinstance(told.get("recomputed_in_fp32"), int) else 0
         setting = {"rows_per_forward": batch_size, "device": teacher.device, "torch": str(torch.__version__)}
         record(writer, compute=setting)
         wanted = wanted_rows(images, config.views, writer.done)
@@ -118,20 +119,22 @@ def _build(
         wanted = without(bad, wanted)
         tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
         started = time.perf_counter()
+        teacher.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
         n_computed, gone = _compute(wanted, teacher, writer, config, batch_size)
         wall_s = time.perf_counter() - started
         writer.seal()
         refuse_or_tell(gone, n_images, "everything else is computed and sealed", skip=skip_bad_images)
-        said = writer.manifest.provenance
-        fields = {name: said[name] for name in _OF_NEW_ROWS if name in said} if n_computed else {"compute": before}
-        reader = writer.finish({**skipped_field(writer, [*bad, *gone]), **(fields if n_computed or before else {})})
+        said = writer.manifest.provenance if n_computed else told
+        fields = {name: said[name] for name in _OF_NEW_ROWS if name in said}
+        reader = writer.finish({**skipped_field(writer, [*bad, *gone]), **fields})
     return BuildResult(
-        writer.out, reader.n_samples, reader.n_rows, n_computed, len(bad) + len(gone), teacher.n_recomputed, wall_s
+        writer.out, reader.n_samples, reader.n_rows, n_computed, len(bad) + len(gone),
+        teacher.n_recomputed - recomputed_before, wall_s,
     )  # fmt: skip
 
 
 _OF_NEW_ROWS = ("compute", "first_batch_against_fp32", "pixels_against_processor", "recomputed_in_fp32")
-"""What the provenance says of the rows computed last."""
+"""What the provenance says of the rows computed last; but of all rows, how many were recomputed."""
 
 
 def _announce(
@@ -151,14 +154,15 @@ def _announce(
     warn_of_a_full_disk(writer.out, new if total else 0, every)
 
 
-def _check_features(writer: SegmentedWriter, wanted: FeatureShapes) -> None:
-    if writer.features is None or set(writer.features) == set(wanted):
+def check_features(out: Path, stored: FeatureShapes | None, wanted: FeatureShapes) -> None:
+    """SettingError where the rows that stand have other features than the wanted ones; None where none stand."""
+    if stored is None or set(stored) == set(wanted):
         return
-    if ("embedding" in writer.features) != ("embedding" in wanted):
+    if ("embedding" in stored) != ("embedding" in wanted):
         has, flag = ("no embeddings", "--no-embedding") if "embedding" in wanted else ("embeddings", "--embedding")
-        raise SettingError(f"the rows of {writer.out} have {has}: repeat the command with {flag}, or choose another -o")
+        raise SettingError(f"the rows of {out} have {has}: repeat the command with {flag}, or choose another -o")
     raise SettingError(
-        f"the rows of {writer.out} have the features {', '.join(writer.features)}, this teacher's would have "
+        f"the rows of {out} have the features {', '.join(stored)}, this teacher's would have "
         f"{', '.join(wanted)} ({SEEN} comes from its fitted_on.json): restore that file, or choose another -o"
     )
 

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import torch
 
-from cache import CacheReader
+from cache import CacheReader, Manifest
+from cache.errors import CacheDamaged, CacheMismatch, CacheNotFound
 from cache.layout import Dims
+from cache.manifest import differences
+from cache.rows import FeatureShapes, Pair
+from cache.workspace import Workspace
 from data.loaders import default_workers, read_sample
 from data.options import ScanOptions
 from data.samples import Sample, SampleSet, scan_folder
 from data.views import draw, render
 from pipeline.bad_images import find_bad_files, refuse_or_tell, without
-from pipeline.build import default_batch_size
+from pipeline.build import check_features, default_batch_size
 from pipeline.outputs import check_output_file
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher
 from pipeline.teachers.teacher import Teacher
@@ -35,6 +39,8 @@ STUDENT_EPOCHS = 40
 """Of one student run, the default of `softlabel train`."""
 _TIMED_S = 20.0
 """The timed batch is made smaller where a whole one would take longer."""
+_RENDERED_VIEWS = 16
+"""Of each timed image, at most: a view takes 0.6 MB at 448 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,9 @@ class BuildPlan:
         )
         elsewhere = ", ".join(f"{name} {_duration(self.hours_on(peak))}" for name, peak in GPUS_TFLOPS.items())
         yield f"elsewhere   {elsewhere} (assumed: {UTILISATION:.0%} of the dense fp16 peak, fast enough loaders)"
+        if not self.n_student_forwards:
+            yield "break-even  none: a student learns from train images, and there are none"
+            return
         runs = self.break_even_runs
         yield (
             f"break-even  one student of {STUDENT_EPOCHS} epochs with the teacher in its loop takes "
@@ -117,17 +126,16 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
     images = scan_folder(data, scan)
     teacher = prepare_teacher(images, config)
     manifest = manifest_of(images, teacher, config)
-    reader = CacheReader(out) if out.exists() else None
-    done = reader.pairs() if reader and reader.recipe_id == manifest.recipe_id else set()
+    features = feature_shapes(teacher, config)
+    done = _standing(out, manifest, features)
     wanted = wanted_rows(images, config.views, done)
     bad = find_bad_files([sample for sample, _ in wanted])
     refuse_or_tell(bad, len(images.samples), "nothing was written", skip=scan.skip_bad_images)
     wanted = without(bad, wanted)
     n_views = sum(len(views) for _, views in wanted)
-    dims = planned_dims(
-        manifest, images.samples, n_views + len(done), feature_shapes(teacher, config), names=config.names
-    )
-    any_samples = [sample for sample, _ in wanted[:4]] or list(images.samples[:4])
+    dims = planned_dims(manifest, images.samples, n_views + len(done), features, names=config.names)
+    keys = {key for key, _ in done}
+    any_samples = [sample for sample, _ in wanted[:4]] or [s for s in images.samples if s.key in keys][:4]
     render_s, views = _timed_rendering(any_samples, config, teacher.size_px)
     gflop, forward_s, n_timed = _timed_batch(teacher, views, config.batch_size or default_batch_size(teacher.device))
     return BuildPlan(
@@ -136,6 +144,27 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
         precision=teacher.precision, forward_s=forward_s, n_timed=n_timed, render_s=render_s,
         workers=default_workers(teacher.device) if config.workers is None else config.workers,
     )  # fmt: skip
+
+
+def _standing(out: Path, manifest: Manifest, features: FeatureShapes) -> set[Pair]:
+    """Every (key, view) in the output and in the parts of a build that was interrupted, or is under way."""
+    workspace = Workspace(out)
+    done: set[Pair] = set()
+    for path in [*([workspace.out] if workspace.out.exists() else []), *workspace.segments()]:
+        try:
+            reader = CacheReader(path, memory_map=False)
+            if found := differences(reader.manifest.identity, manifest.identity):
+                listed = "\n  ".join(found)
+                raise CacheMismatch(
+                    f"{path} is of another recipe (stored against wanted): choose another -o\n  {listed}"
+                )
+            check_features(out, reader.features, features)
+            done |= reader.pairs()
+        except (CacheNotFound, CacheDamaged):
+            if path == workspace.out:
+                raise
+            continue  # merged meanwhile, or its rows are computed again
+    return done
 
 
 def _student_forwards(images: SampleSet) -> int:
@@ -150,7 +179,7 @@ def _timed_rendering(samples: list[Sample], config: BuildConfig, size_px: int) -
     views = []
     for sample in samples:
         image = read_sample(sample)
-        rows = [draw(config.policy, sample.key, view, config.seed) for view in range(config.views)]
+        rows = [draw(config.policy, sample.key, v, config.seed) for v in range(min(config.views, _RENDERED_VIEWS))]
         views += [render(image, row, size_px, config.policy.geometry) for row in rows]
     return (time.perf_counter() - started) / len(views), torch.stack(views)
 

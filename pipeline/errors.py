@@ -51,6 +51,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
+def is_encodable(text: str) -> bool:
+    """Whether text can be written as UTF-8; a lone surrogate, from a name of other bytes or an escape, cannot."""
+    return text.encode(errors="ignore").decode() == text
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)

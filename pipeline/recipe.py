@@ -19,7 +19,7 @@ from cache.rows import FeatureShapes
 from data.decode import DECODER_VERSION
 from data.samples import FOLDER_TASK, SampleSet
 from data.views import COLUMNS, ViewPolicy
-from pipeline.errors import SettingError, TeacherError, did_you_mean
+from pipeline.errors import SettingError, TeacherError, did_you_mean, is_encodable
 from pipeline.process import MAX_SEED, resolve_device
 from pipeline.targets import SEEN
 from pipeline.teachers.description import TeacherDescription, read_description
@@ -99,7 +99,7 @@ def prepare_teacher(images: SampleSet, config: BuildConfig) -> Teacher:
 
 def _check_class_names(classes: Iterable[str]) -> None:
     """The names of folders can be bytes that are no text; neither prompts nor a manifest can hold those."""
-    if wrong := [name for name in classes if name.encode(errors="ignore").decode() != name]:
+    if wrong := [name for name in classes if not is_encodable(name)]:
         raise SettingError(f"these class folders have names that are not UTF-8: {', '.join(wrong)}; rename them")
 
 

@@ -6,6 +6,7 @@ can replace it later; else the outputs are the logits. B batch, C classes, D emb
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -33,6 +34,8 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 _SAME_ANSWER = 1e-2
 """Share of the largest logit by which an answer may depend on the image beside it: rounding is under 1e-4."""
 _NOT_OF_THE_COMPUTATION = ("id2label", "label2id", "transformers_version", "dtype", "problem_type", "_name_or_path")
+_TRANSFORMING = ("googlenet", "inception_v3")
+"""Of torchvision, with weights of Google that want other pixels: `transform_input` makes them of the usual ones."""
 _NESTED_IN = ("state_dict", "model_state_dict", "model")
 
 
@@ -155,6 +158,9 @@ def torchvision_classifier(name: str, weights: str, n_classes: int, description:
     if name not in student_names():
         raise SettingError(f"no torchvision classifier is called '{name}'{did_you_mean(name, student_names())}")
     if Path(weights).is_file():
+        if name in _TRANSFORMING and description.mean is None:
+            log.info("%s is taken for one without transform_input; one with it: mean, std [0.5, 0.5, 0.5] by "
+                     "--teacher-config", name)  # fmt: skip
         size_px = description.size_px or 224
         module = build_student(name, len(description.classes or ()) or n_classes, size_px)
         load_weights(module, Path(weights))
@@ -166,7 +172,9 @@ def torchvision_classifier(name: str, weights: str, n_classes: int, description:
     chosen = choices[weights] if weights else choices.DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rsplit("/", 1)[-1]
     try:
-        if not file.exists():
+        if file.exists():
+            _check_hash(file)
+        else:
             check_network("download.pytorch.org")
         module = torchvision.models.get_model(name, weights=chosen, progress=False)
     except LOADING_ERRORS as error:
@@ -174,10 +182,21 @@ def torchvision_classifier(name: str, weights: str, n_classes: int, description:
             f"cannot load {name} {chosen.name}: {first_line(error)}; without a network, put {chosen.url} at {file}"
         ) from error
     shape = chosen.transforms()
+    mean, std = tuple(shape.mean), tuple(shape.std)
+    if getattr(module, "transform_input", False):  # which no weight shows: said as what it is, another normalisation
+        module.transform_input = False
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     return Classifier(
         module=module, kind="torchvision", architecture=name, size_px=int(shape.crop_size[0]),
-        mean=tuple(shape.mean), std=tuple(shape.std), outputs=tuple(chosen.meta["categories"]),
+        mean=mean, std=std, outputs=tuple(chosen.meta["categories"]),
     )  # fmt: skip
+
+
+def _check_hash(file: Path) -> None:
+    """ValueError where a file is not what the end of its name says; torchvision checks only what it downloads."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not digest.startswith(file.stem.rpartition("-")[2]):
+        raise ValueError(f"{file} is damaged (its sha256 is {digest[:8]}...): remove it")
 
 
 def timm_classifier(name: str, weights: str, n_classes: int, description: TeacherDescription) -> Classifier:
@@ -275,10 +294,12 @@ def transformers_classifier(source: str, config: Any, local_files_only: bool) ->
 
     model, loading = AutoModelForImageClassification.from_pretrained(
         source, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=local_files_only,
-        output_loading_info=True,
+        trust_remote_code=False, output_loading_info=True,
     )  # fmt: skip
     check_no_random_weights(loading)
-    image_processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
+    image_processor = AutoImageProcessor.from_pretrained(
+        source, local_files_only=local_files_only, trust_remote_code=False
+    )
     size_px, mean, std = read_preprocessing(image_processor)
     names = [str(config.id2label[i]) for i in range(len(config.id2label))]
     return Classifier(

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import SettingError, did_you_mean
+from pipeline.errors import SettingError, did_you_mean, is_encodable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,14 @@ class TeacherDescription:
             raise SettingError(f"classes must be two names or more, each once, got {', '.join(self.classes)}")
         if self.size_px is not None and not 8 <= self.size_px <= 4096:
             raise SettingError(f"size_px must be in 8..4096, got {self.size_px}")
+        if wrong := [name for name in self.classes or () if not name.strip() or not is_encodable(name)]:
+            raise SettingError(f"a class needs a name that is text, got {wrong[0]!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
                 raise SettingError(f"{name} must be three numbers{' over 0' * (name == 'std')}, got {values}")
+            if values is not None and not all(abs(value) <= 10 for value in values):  # nor not-a-number
+                raise SettingError(f"{name} is of pixels in [0, 1], not of levels in 0..255: got {values}")
 
 
 def read_description(path: Path) -> TeacherDescription:
@@ -44,7 +48,7 @@ def read_description(path: Path) -> TeacherDescription:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise SettingError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     known = [field.name for field in fields(TeacherDescription)]
     if not isinstance(loaded, Mapping):

@@ -7,6 +7,7 @@ B batch, C classes, D embedding, S pixels.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.teachers.hub import load_local_first, quiet_transformers
 from pipeline.teachers.preprocessing import read_preprocessing
 from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import LoadedModel, json_digest, weights_digest
+
+log = logging.getLogger(__name__)
 
 MODEL_TYPES = ("siglip", "clip")
 _PROMPT_POOLING = "normalise-mean-normalise"
@@ -102,7 +105,7 @@ def load_dual_encoder(source: str) -> DualEncoder:
     def load(local_files_only: bool) -> DualEncoder:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
         return dual_encoder_from(source, config, local_files_only)
 
     return load_local_first(source, load, "a SigLIP or CLIP model")
@@ -127,7 +130,13 @@ def zero_shot_teacher(dual: DualEncoder, prompts: Prompts, fitted_on: frozenset[
 @torch.inference_mode()
 def zero_shot_head(dual: DualEncoder, prompts: Prompts) -> tuple[ZeroShotHead, str]:
     """The head and the digest of its token ids."""
-    tokens = dual.tokens([text for class_texts in prompts.values() for text in class_texts])
+    texts = [text for class_texts in prompts.values() for text in class_texts]
+    tokens = dual.tokens(texts)
+    n_tokens = tokens.shape[1]
+    if cut := [t for t, ids in zip(texts, dual.tokenizer(texts)["input_ids"], strict=True) if len(ids) > n_tokens]:
+        log.warning(
+            "%d prompts are longer than the %d tokens that the teacher reads (first: %s)", len(cut), n_tokens, cut[0]
+        )
     text_CD: NDArray[np.float64] = dual.class_embeddings(dual.embed_tokens(tokens).double(), prompts).numpy()
     bias = dual.model.logit_bias.double().item() if dual.kind == "siglip" else 0.0
     head = ZeroShotHead(text_CD, dual.model.logit_scale.double().exp().item(), bias)
@@ -143,11 +152,13 @@ def dual_encoder_from(source: str, config: Any, local_files_only: bool) -> DualE
     # AutoModel, never AutoModelForImageClassification: that one ignores the pooling head and has a random classifier.
     model, loading = AutoModel.from_pretrained(
         source, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=local_files_only,
-        output_loading_info=True,
+        trust_remote_code=False, output_loading_info=True,
     )  # fmt: skip
     check_no_random_weights(loading)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
-    image_processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
+    image_processor = AutoImageProcessor.from_pretrained(
+        source, local_files_only=local_files_only, trust_remote_code=False
+    )
     return DualEncoder(model.eval(), tokenizer, image_processor)
 
 

@@ -93,7 +93,7 @@ def _find(source: str, n_classes: int, description: TeacherDescription) -> Class
         from transformers import AutoConfig
 
         quiet_transformers()
-        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
         if any(str(name).endswith("ForImageClassification") for name in config.architectures or ()):
             return transformers_classifier(source, config, local_files_only)
         return dual_encoder_from(source, config, local_files_only)

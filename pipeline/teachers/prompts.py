@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import SettingError, did_you_mean
+from pipeline.errors import SettingError, did_you_mean, is_encodable
 
 # The diagnosis codes of HAM10000, the ISIC challenges and PAD-UFES-20.
 DIAGNOSIS_CODES = {
@@ -49,6 +49,8 @@ class PromptSource:
 
     def __post_init__(self) -> None:
         for template in self.templates:
+            if not is_encodable(template):
+                raise SettingError(f"a template must be UTF-8, got {template!r}")
             if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
                 raise SettingError(
                     f"a template has exactly one {{}}, where the prompt goes, got '{template}'; "
@@ -119,7 +121,7 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise SettingError(f"cannot read the prompts in {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, dict):
         raise SettingError(f"{path} must be a mapping, class -> prompt or list of prompts")
@@ -131,7 +133,7 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
         for name, texts in prompts.items()
         if isinstance(loaded[name], dict)
         or not texts
-        or not all(isinstance(text, str) and text.strip() for text in texts)
+        or not all(isinstance(text, str) and text.strip() and is_encodable(text) for text in texts)
     ]
     if problems:
         raise SettingError(f"{path}: {'; '.join(problems)}")

@@ -141,7 +141,10 @@ class Teacher:
             return self._as_rows(self._outputs(pixels, precision))
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                raise
+                raise TeacherError(
+                    f"the teacher cannot compute {len(pixels)} views of {self.size_px} px in {precision} on "
+                    f"{self.device} ({first_line(error)}): try --precision fp32, or --device cpu"
+                ) from error
             raise OutOfMemory(
                 f"{len(pixels)} views of {self.size_px} px at once do not fit into the memory of {self.device} in "
                 f"{precision}: {first_line(error)}"

@@ -19,6 +19,7 @@ from data.errors import BadImage
 from data.options import ScanOptions
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
+from pipeline.teachers.teacher import Teacher
 
 StopAt = Callable[..., None]
 OTHER_TORCH = "2.99.0"
@@ -159,3 +160,24 @@ def test_a_teacher_named_by_a_dot_is_recorded_by_the_name_of_its_folder(
     monkeypatch.chdir(tiny_teacher)
     out = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, teacher=".", views=1)).path
     assert CacheReader(out).manifest.provenance["teacher"] == tiny_teacher.name
+
+
+def test_rows_that_overflowed_are_counted_over_all_runs_of_a_build(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path, stop_at: StopAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, forward = tmp_path / "t.h5", Teacher._forward
+
+    def overflowing(teacher: Teacher, pixels: torch.Tensor, precision: str) -> torch.Tensor:
+        teacher.n_recomputed += 1
+        return forward(teacher, pixels, precision)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Teacher, "_forward", overflowing)
+        stop_at(10, Killed)
+        parts = killed(tiny_data, out, tiny_build)
+    counted = max(CacheReader(part).manifest.provenance["recomputed_in_fp32"] for part in parts)
+    result = build_cache(tiny_data, out, tiny_build)
+    assert (result.n_recomputed, CacheReader(out).manifest.provenance["recomputed_in_fp32"]) == (0, counted)
+    monkeypatch.setattr(Teacher, "_forward", overflowing)
+    result = build_cache(tiny_data, out, dataclasses.replace(tiny_build, views=4))
+    assert CacheReader(out).manifest.provenance["recomputed_in_fp32"] == counted + result.n_recomputed > counted

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
-from torchvision.models import shufflenet_v2_x0_5
+from torchvision.models import googlenet, shufflenet_v2_x0_5
 
 from pipeline.errors import SettingError, TeacherError
-from pipeline.teachers.classifiers import Classifier, classifier_teacher
+from pipeline.teachers.classifiers import Classifier, classifier_teacher, torchvision_classifier
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import PromptSource
 from pipeline.teachers.teacher import Teacher
+from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
 
 from . import other_teachers as make
 
@@ -120,3 +123,55 @@ def test_an_unknown_tag_of_timm_is_told(tmp_path: Path) -> None:
     for source in ("timm:test_vit.nope", f"timm:test_vit.nope:{make.write_description(tmp_path / 'w.pt')}"):
         with pytest.raises(SettingError, match=r"Invalid pretrained tag \(nope\)"):
             opened(source)
+
+
+def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass EvilConfig: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    with pytest.raises(TeacherError, match="is not a SigLIP or CLIP model or an image classifier: "):
+        opened(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_torchvision_that_are_not_what_their_name_says_are_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"a pickle, say")
+    with pytest.raises(TeacherError, match=r"f37072fd.pth is damaged \(its sha256 is [0-9a-f]{8}...\): remove it"):
+        opened("torchvision:resnet18")
+
+
+def test_an_input_transform_is_said_as_the_normalisation_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """GoogLeNet's official weights come with one, which no tensor shows."""
+    torch.manual_seed(0)
+    model = googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True, num_classes=3).eval()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: model)
+    monkeypatch.setattr("pipeline.teachers.classifiers.check_network", lambda host: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    transformed = model._transform_input((pixels - mean) / std)
+    found = torchvision_classifier("googlenet", "", 3, TeacherDescription())
+    torch.testing.assert_close((pixels - torch.tensor(found.mean).view(3, 1, 1)) / found.std[0], transformed)
+    assert found.module.transform_input is False
+    monkeypatch.undo()
+    path = make.save_state_dict(tmp_path / "googlenet.pt", model)
+    with caplog.at_level(logging.INFO):
+        torchvision_classifier("googlenet", str(path), 3, TeacherDescription())
+    assert "is taken for one without transform_input" in caplog.text
+
+
+def test_a_precision_that_a_program_cannot_compute_in_is_told(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit calls itself deprecated
+        torch.jit.freeze(torch.jit.script(make.SmallNet(3).eval())).save(str(tmp_path / "frozen.pt"))
+    pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(TeacherError, match=r"cannot compute 2 views of 32 px in bf16 on cpu .*try --precision fp32"):
+        opened(tmp_path / "frozen.pt", precision="bf16").embed(pixels)
+    assert opened(tmp_path / "frozen.pt").embed(pixels).shape == (2, 3)

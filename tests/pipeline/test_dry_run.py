@@ -13,10 +13,15 @@ import pytest
 import torch
 
 from cache import CacheReader
+from cache.errors import CacheMismatch
 from data.errors import BadImage
+from data.options import ScanOptions
+from data.samples import scan_folder
 from pipeline import dry_run
-from pipeline.build import BuildConfig
-from pipeline.dry_run import BuildPlan, _timed_batch, plan_build
+from pipeline.build import BuildConfig, build_cache
+from pipeline.demo.lesions import write_lesions
+from pipeline.dry_run import BuildPlan, _timed_batch, _timed_rendering, plan_build
+from pipeline.errors import SettingError
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import Teacher
@@ -109,3 +114,49 @@ def test_a_plan_lists_bad_images_as_a_build_does(tiny_data: Path, tiny_build: Bu
     next(data.glob("train/*/*.png")).write_bytes(b"no image")
     with pytest.raises(BadImage, match="1 of 60 images cannot be decoded; nothing was written"):
         plan_build(data, tmp_path / "t.h5", tiny_build)
+
+
+def test_the_plan_of_an_interrupted_build_counts_its_parts(
+    tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path, stop_at: Callable[..., None]
+) -> None:
+    out = tmp_path / "t.h5"
+    stop_at(10, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(tiny_data, out, tiny_build)
+    parts = sorted(out.with_name("t.h5.parts").iterdir())
+    n_sealed = sum(CacheReader(part).n_rows for part in parts if part.suffix == ".h5")
+    found = plan_build(tiny_data, out, tiny_build)
+    assert (found.n_done, found.n_views) == (n_sealed, 120 - n_sealed)
+    assert n_sealed > 0
+    with pytest.raises(CacheMismatch, match=r"is of another recipe .*\n  views.seed"):
+        plan_build(tiny_data, out, dataclasses.replace(tiny_build, seed=1))
+    with pytest.raises(SettingError, match="have embeddings: repeat the command with --embedding"):
+        plan_build(tiny_data, out, dataclasses.replace(tiny_build, embedding=False))
+    next(part for part in parts if part.suffix == ".h5").write_bytes(b"damaged")
+    assert plan_build(tiny_data, out, tiny_build).n_views > 120 - n_sealed
+    assert sorted(out.with_name("t.h5.parts").iterdir()) == parts
+
+
+def test_a_plan_without_train_images_has_no_break_even(tiny_build: BuildConfig, tmp_path: Path) -> None:
+    write_lesions(tmp_path / "images", {"test": 1}, size_px=48)
+    lines = list(plan_build(tmp_path / "images", tmp_path / "t.h5", tiny_build).lines())
+    assert lines[-1].startswith("break-even  none: a student learns from train images")
+
+
+def test_the_plan_of_a_finished_cache_reads_no_image_that_was_left_out(
+    few_images: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    data, skip = shutil.copytree(few_images, tmp_path / "images"), ScanOptions(skip_bad_images=True)
+    for sample in scan_folder(data).samples[:4]:
+        Path(sample.path).write_bytes(f"no image {sample.name}".encode())
+    config = dataclasses.replace(tiny_build, views=1)
+    build_cache(data, tmp_path / "t.h5", config, skip)
+    found = plan_build(data, tmp_path / "t.h5", config, skip)
+    assert (found.n_views, found.n_bad, found.n_done) == (0, 4, 21)
+
+
+def test_the_timing_renders_a_few_views_of_an_image_however_many_are_wanted(
+    tiny_data: Path, tiny_build: BuildConfig
+) -> None:
+    samples = list(scan_folder(tiny_data).samples[:2])
+    assert len(_timed_rendering(samples, dataclasses.replace(tiny_build, views=65_535), 32)[1]) == 2 * 16

@@ -143,3 +143,11 @@ def test_a_processor_that_scales_pixels_otherwise_is_refused(
     path.write_text(json.dumps(config))
     with pytest.raises(TeacherError, match=f"{field} {value}"):
         load(folder, prompts)
+
+
+def test_prompts_that_are_cut_are_told(tiny_teacher: Path, prompts: Prompts, caplog: pytest.LogCaptureFixture) -> None:
+    load(tiny_teacher, prompts)
+    assert "longer than" not in caplog.text
+    first = next(iter(prompts))
+    load(tiny_teacher, {**prompts, first: ("melanoma " * 70, "melanoma")})
+    assert "1 prompts are longer than the 64 tokens that the teacher reads (first: melanoma melanoma" in caplog.text

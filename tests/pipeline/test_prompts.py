@@ -110,6 +110,8 @@ def test_a_mapping_in_the_place_of_a_text_is_refused(tmp_path: Path) -> None:
         ("mel: a: b\n", "is not YAML"),
         ("? [a, b]\n: x\n", "is not YAML"),
         ("mel: !!python/object/apply:os.getcwd []\nnv: x\n", "needs a text|is not YAML"),
+        ('mel: "\\ud800"\nnv: x\n', "'mel' needs a text"),
+        ("[" * 3000, "is not YAML"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -156,3 +158,8 @@ def test_abbreviations_that_are_in_no_table_are_refused(classes: list[str]) -> N
 def test_pad_ufes_codes_are_expanded_and_short_words_are_words() -> None:
     assert default_prompts(["ACK", "NEV"]) == {"ACK": ("actinic keratosis",), "NEV": ("melanocytic nevus",)}
     assert default_prompts(["cat", "dog"]) == {"cat": ("cat",), "dog": ("dog",)}
+
+
+def test_a_template_of_bytes_that_are_no_text_is_refused() -> None:
+    with pytest.raises(SettingError, match="a template must be UTF-8"):
+        PromptSource(templates=("\udcff {}",))
