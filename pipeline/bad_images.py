@@ -33,14 +33,15 @@ class BadFile:
     """Whether the error is about reading the file, not about the image in it."""
 
 
-def find_bad_files(samples: Sequence[Sample]) -> list[BadFile]:
-    """Decode every image once, on all cores."""
-    found = tqdm(undecodable(samples), total=len(samples), desc="check images", unit="image", disable=None, leave=False)
-    return [
-        BadFile(sample, error.reason, isinstance(error, UnreadableImage))
-        for sample, error in found
-        if error is not None
-    ]
+def find_bad_files(samples: Sequence[Sample], checked: dict[str, BadFile | None] | None = None) -> list[BadFile]:
+    """Decode every image once, on all cores; but those whose path is in `checked`, to which the others are added."""
+    checked = {} if checked is None else checked
+    new = [sample for sample in samples if sample.path not in checked]
+    found = tqdm(undecodable(new), total=len(new), desc="check images", unit="image", disable=None, leave=False)
+    for sample, error in found:
+        is_unreadable = isinstance(error, UnreadableImage)
+        checked[sample.path] = None if error is None else BadFile(sample, error.reason, is_unreadable)
+    return [file for sample in samples if (file := checked[sample.path]) is not None]
 
 
 def without(bad: Iterable[BadFile], wanted: Wanted) -> Wanted:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, SampleSet, scan_folder
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.checks import FirstBatch, record, tell_pixel_difference
-from pipeline.errors import OutOfMemory, SettingError
+from pipeline.errors import OutOfMemory, SettingError, TeacherError
 from pipeline.outputs import check_output_file
 from pipeline.passes import embed_in_passes
 from pipeline.process import deferred_interrupts
@@ -35,6 +37,9 @@ from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import Wanted, planned_dims, wanted_rows, warn_of_a_full_disk
 
 log = logging.getLogger(__name__)
+
+Said = TypeVar("Said")
+_FLOAT16_MAX = 65_504.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,11 @@ def build_cache(
     images = scan_folder(data, scan)
     teacher = prepare_teacher(images, config)
     batch_size = config.batch_size or default_batch_size(teacher.device)
+    checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved
     while True:
         writer = SegmentedWriter(Path(out), manifest_of(images, teacher, config), {"rows_per_forward": batch_size})
         try:
-            return _build(writer, images, teacher, config, skip_bad_images=scan.skip_bad_images)
+            return _build(writer, images, teacher, config, checked, skip_bad_images=scan.skip_bad_images)
         except OutOfMemory as error:
             used = int(writer.compute_setting["rows_per_forward"])
             if any(writer.parts.glob("*.h5")):
@@ -93,17 +99,17 @@ def default_batch_size(device: str) -> int:
 
 
 def _build(
-    writer: SegmentedWriter, images: SampleSet, teacher: Teacher, config: BuildConfig, *, skip_bad_images: bool
-) -> BuildResult:
+    writer: SegmentedWriter, images: SampleSet, teacher: Teacher, config: BuildConfig,
+    checked: dict[str, BadFile | None], *, skip_bad_images: bool,
+) -> BuildResult:  # fmt: skip
     asked = writer.compute_setting["rows_per_forward"]
     features = feature_shapes(teacher, config)
     with writer:
         check_features(writer.out, writer.features, features)
         if (batch_size := writer.compute_setting["rows_per_forward"]) != asked:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", batch_size)
-        told = writer.last_provenance()
-        before = told["compute"] if isinstance(told.get("compute"), dict) else {}
-        recomputed_before = told["recomputed_in_fp32"] if isinstance(told.get("recomputed_in_fp32"), int) else 0
+        told, nothing = writer.last_provenance(), dict[str, Any]()
+        before, recomputed_before = _said(told, "compute", nothing), _said(told, "recomputed_in_fp32", 0)
         setting = {"rows_per_forward": batch_size, "device": teacher.device, "torch": str(torch.__version__)}
         record(writer, compute=setting)
         wanted = wanted_rows(images, config.views, writer.done)
@@ -114,7 +120,7 @@ def _build(
                 "the way of now (before against now): %s", "; ".join(found),
             )  # fmt: skip
         n_images = len(images.samples)
-        bad = find_bad_files([sample for sample, _ in wanted])
+        bad = find_bad_files([sample for sample, _ in wanted], checked)
         refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
         tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
@@ -135,6 +141,11 @@ def _build(
 
 _OF_NEW_ROWS = ("compute", "first_batch_against_fp32", "pixels_against_processor", "recomputed_in_fp32")
 """What the provenance says of the rows computed last; but of all rows, how many were recomputed."""
+
+
+def _said(told: Mapping[str, Any], name: str, without: Said) -> Said:
+    value = told.get(name)
+    return value if isinstance(value, type(without)) else without
 
 
 def _announce(
@@ -203,6 +214,11 @@ def _add(
 ) -> None:
     features: dict[str, NDArray[np.float16]] = {}
     if config.embedding and teacher.has_embedding:
+        if (largest := float(np.abs(embedding).max())) > _FLOAT16_MAX:
+            raise TeacherError(
+                f"the teacher's embedding of {item.sample.path} has numbers up to {largest:.3g}, float16 ends at "
+                f"{_FLOAT16_MAX:,.0f}: build with --no-embedding, in another -o or after deleting {writer.parts}"
+            )
         features["embedding"] = embedding.astype(np.float16)
     if teacher.fitted_on is not None:
         features[SEEN] = np.full(len(item.view), item.sample.key in teacher.fitted_on, np.float16)

@@ -141,9 +141,11 @@ class Teacher:
             return self._as_rows(self._outputs(pixels, precision))
         except RuntimeError as error:
             if not is_out_of_memory(error):
+                if precision == "fp32":
+                    raise
                 raise TeacherError(
                     f"the teacher cannot compute {len(pixels)} views of {self.size_px} px in {precision} on "
-                    f"{self.device} ({first_line(error)}): try --precision fp32, or --device cpu"
+                    f"{self.device} ({first_line(error)}): try --precision fp32"
                 ) from error
             raise OutOfMemory(
                 f"{len(pixels)} views of {self.size_px} px at once do not fit into the memory of {self.device} in "

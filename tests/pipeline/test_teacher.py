@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cache import CacheReader
+from data.checks import undecodable
+from pipeline import bad_images
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import OutOfMemory, TeacherError
 from pipeline.teachers.heads import LinearHead, OutputHead
@@ -129,14 +131,17 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_a_batch_that_is_too_large_is_halved_before_anything_is_sealed(
     tiny_data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path, memory_for: Callable[[int], None],
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     memory_for(5)
+    checked: list[int] = []
+    monkeypatch.setattr(bad_images, "undecodable", lambda new: checked.append(len(new)) or undecodable(new))
     result = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, batch_size=16))
     assert [m.split(": ")[-1] for m in caplog.messages if "do not fit" in m] == [
         "going on with --batch-size 8", "going on with --batch-size 4",
     ]  # fmt: skip
     assert result.n_computed == 120
+    assert checked == [60, 0, 0], "each image once"
     reader = CacheReader(result.path)
     assert reader.manifest.provenance["compute"]["rows_per_forward"] == 4
     assert reader.content_id == CacheReader(tiny_cache).content_id, "as if built with a batch of 4 at once"

@@ -203,6 +203,23 @@ def test_rows_of_images_that_a_student_learned_from_are_marked_as_seen_when_it_t
     assert {key for key, marked in zip(keys_of_rows(reader), seen, strict=True) if marked} == learned
 
 
+def test_embeddings_that_float16_cannot_hold_are_told_with_the_way_out(
+    few_images: Path, tiny_build: BuildConfig, classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = shufflenet_v2_x0_5(num_classes=len(classes))
+    with torch.no_grad():
+        model.conv5[1].bias.add_(1e5)
+    path = make.save_state_dict(tmp_path / "large.pt", model)
+    described = make.write_description(tmp_path / "small.yaml", size_px=32)
+    config = dataclasses.replace(
+        tiny_build, teacher=f"torchvision:shufflenet_v2_x0_5:{path}", teacher_config=described, views=1
+    )
+    with pytest.raises(TeacherError, match=r"numbers up to 1e\+05, float16 ends at 65,504: build with --no-embedding"):
+        build_cache(few_images, tmp_path / "t.h5", config)
+    assert build_cache(few_images, tmp_path / "t.h5", dataclasses.replace(config, embedding=False)).n_rows == 25
+
+
 def keys_of_rows(reader: CacheReader) -> list[bytes]:
     return [bytes(reader.keys[owner]) for owner in reader.sample_of_row]
 
