@@ -4,6 +4,7 @@ Never writes, and never reads data through libhdf5: it parses the names and offs
 descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info FILE.h5`.
 """
 
+import glob
 import itertools
 import os
 import shlex
@@ -68,9 +69,10 @@ def opened(path: Path) -> Iterator[FileIO]:
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
     except FileNotFoundError as error:
-        raise CacheNotFound(
-            f"no cache at {path}: is the path right? `softlabel cache build DATA -o {shlex.quote(str(path))}` makes one"
-        ) from error
+        build = f"`softlabel cache build DATA -o {shlex.quote(str(path))}`"
+        if any(path.parent.glob(f"{glob.escape(path.name)}.parts/*.h5")):
+            raise CacheNotFound(f"{path} is not finished, its parts stand beside it: repeat its {build}") from error
+        raise CacheNotFound(f"no cache at {path}: is the path right? {build} makes one") from error
     except IsADirectoryError as error:
         raise CacheError(f"{path} is a folder, expected a cache file: name the .h5 file itself") from error
     except OSError as error:

@@ -14,5 +14,7 @@ class ScanOptions:
     """Where the split of an unsplit folder stands; None is `splits.csv` in it. Made at the first scan, then read."""
     allow_duplicates: bool = False
     """Accept the same bytes under two labels or in two splits."""
+    remember_split: bool = True
+    """Save a split that is made now; False for commands that only ask, which make the same one in memory."""
     skip_bad_images: bool = False
     """Leave out files that are empty or no whole image, with a notice, instead of stopping."""

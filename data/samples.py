@@ -87,7 +87,8 @@ def scan_folder(root: str | Path, options: ScanOptions = ScanOptions()) -> Sampl
     if any(not sample.split for sample in samples):
         label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in samples}
         name_of = {sample.key: sample.name for sample in samples}
-        assigned = load_or_make(label_of, name_of, options.split_file or root / "splits.csv")
+        path = options.split_file or root / "splits.csv"
+        assigned = load_or_make(label_of, name_of, path, save=options.remember_split)
         samples = [replace(sample, split=assigned[sample.key]) for sample in samples]
     samples = _without_duplicates(samples, options.allow_duplicates)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))

@@ -25,7 +25,7 @@ _COLUMNS = ("split", "path", "key")
 
 
 def load_or_make(
-    label_of: Mapping[bytes, str], name_of: Mapping[bytes, str], path: Path, seed: int = 0
+    label_of: Mapping[bytes, str], name_of: Mapping[bytes, str], path: Path, seed: int = 0, *, save: bool = True
 ) -> dict[bytes, str]:
     """Content key -> split, from the CSV at `path`; makes it where there is none (by class, seeded)."""
     if path.exists():
@@ -41,9 +41,11 @@ def load_or_make(
     rest = {key: label for key, label in label_of.items() if key not in test}
     val = stratified_subset(rest, VAL_FRACTION / (1 - TEST_FRACTION), seed)
     assigned = {key: "test" if key in test else "val" if key in val else "train" for key in label_of}
-    _write(assigned, name_of, path)
+    if save:
+        _write(assigned, name_of, path)
     counts = Counter(assigned.values())
-    log.info("split once by class, saved in %s: %s", path, ", ".join(f"{counts[s]:,} {s}" for s in SPLITS))
+    how = "split once by class, saved in" if save else "would be split by class and saved in"
+    log.info("%s %s: %s", how, path, ", ".join(f"{counts[s]:,} {s}" for s in SPLITS))
     return assigned
 
 

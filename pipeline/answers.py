@@ -23,7 +23,7 @@ from pipeline.chance import Renaming, adjusted_for_chance, chance_p_value, find_
 from pipeline.errors import TeacherError
 from pipeline.joining import join
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
-from pipeline.targets import TeacherTargets
+from pipeline.targets import SEEN, TeacherTargets
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 MIN_ADJUSTED_ACCURACY, MAX_P_VALUE = 0.05, 0.01
@@ -88,6 +88,8 @@ class TeacherReport:
     classes: tuple[str, ...]
     n_seen_left_out: int
     """Images that the teacher was fitted on; they take no part in the scores."""
+    is_seen_known: bool
+    """Whether the cache says what its teacher was fitted on."""
     is_all_seen: bool
     """It was fitted on every image of the split: the scores are of those, and too good to be true."""
     metrics: Metrics
@@ -152,6 +154,7 @@ def teacher_report(targets: TeacherTargets, split: str, train: TeacherTargets | 
         split=split,
         classes=classes,
         n_seen_left_out=len(rows) - len(scored),
+        is_seen_known=SEEN in targets.reader.features,
         is_all_seen=is_all_seen,
         metrics=metrics,
         calibration_error=expected_calibration_error(logits_NC, labels_N),

@@ -34,7 +34,11 @@ def short_lines(report: TeacherReport, temperature: float | None) -> list[str]:
         side, effect = (
             ("below", "repeat labels") if temperature < report.temperatures[0] else ("above", "be near uniform")
         )
-        said += f"; T {temperature:g} of this run lies {side} that: its soft targets will {effect}"
+        nearest = report.temperatures[0] if temperature < report.temperatures[0] else report.temperatures[1]
+        said += (
+            f"; T {temperature:g} of this run lies {side} that: its soft targets will {effect}, try "
+            f"--temperature {nearest:g}"
+        )
     lines.append(said)
     if report.confusions:
         lines.append(f"confuses {_confusions_text(report)}")
@@ -51,12 +55,14 @@ def long_lines(report: TeacherReport) -> list[str]:
         f"on          {report.split}: {scores.n_samples:,} clean views",
         f"accuracy    {scores.accuracy:.3f}; always the largest class: {scores.majority_share:.3f}",
         f"balanced    {scores.balanced_accuracy:.3f}, macro F1 {scores.macro_f1:.3f}",
-        f"calibrated  to an error of {report.calibration_error:.3f} at T 1 (mean confidence "
-        f"{report.mean_confidence:.3f})",
+        f"calibration error {report.calibration_error:.3f} at T 1: mean confidence {report.mean_confidence:.3f}, "
+        f"accuracy {scores.accuracy:.3f}",
         f"entropy     {entropies}; at most log C = {report.max_entropy_nats:.2f} nats",
         f"temperature {_temperature_text(report)}",
     ]
-    if said := _seen_text(report):
+    if not report.is_seen_known:
+        lines.insert(1, "seen        unknown: if the teacher was fitted on these images, the scores are too good")
+    elif said := _seen_text(report):
         lines.insert(1, f"seen        {said}")
     if report.confusions:
         lines.append(f"confuses    {_confusions_text(report)}")
@@ -96,7 +102,7 @@ def chance_text(report: TeacherReport) -> str:
         f"{found}: balanced accuracy "
         f"{verdict.balanced_accuracy:.3f} over {verdict.n_classes} classes is {verdict.adjusted:.3f} adjusted for "
         f"chance (at least {MIN_ADJUSTED_ACCURACY} is asked), p {verdict.p_value:.3f} under shuffled labels "
-        f"(at most {MAX_P_VALUE}), on {images} images"
+        f"(at most {MAX_P_VALUE}), on {images} images{' (more than above)' * (len(verdict.images) > 1)}"
     )
 
 

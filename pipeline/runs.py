@@ -76,6 +76,17 @@ class RunFolder:
         best = _read(self.best)
         return best["model"], StudentCard.from_json(best["card"]), best["ids"]
 
+    def check_finished(self) -> None:
+        """RunError where the run was interrupted; a run of which only the best student was handed on is finished."""
+        if not self.last.is_file():
+            return
+        last = _read(self.last)
+        if last["epoch"] < last["config"]["epochs"]:
+            raise RunError(
+                f"{self.path} stopped after epoch {last['epoch']} of {last['config']['epochs']}: go on with it by "
+                f"`softlabel train DATA CACHE -o {shlex.quote(str(self.path))} --resume`"
+            )
+
     def learned_keys(self) -> frozenset[bytes] | None:
         """Content keys of the images that the best student learned from; None of runs that did not write them."""
         keys = _read(self.best).get("learned_keys")

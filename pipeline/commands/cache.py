@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **setti
         from pipeline.dry_run import plan_build
         from pipeline.recipe import BuildConfig
 
-        click.echo("\n".join(plan_build(data, out, BuildConfig(**settings), scan).lines()))
+        asking = dataclasses.replace(scan, remember_split=False)
+        click.echo("\n".join(plan_build(data, out, BuildConfig(**settings), asking).lines()))
         return
     with goes_on_with(same_command):
         from pipeline.build import BuildConfig, build_cache
@@ -91,7 +93,7 @@ def cache_info(file: Path, data: Path | None, split: str | None, as_json: bool, 
     if data is not None:
         from pipeline.answers import report_on
 
-        report = report_on(file, data, split, scan)
+        report = report_on(file, data, split, dataclasses.replace(scan, remember_split=False))
     click.echo(json.dumps(describe_cache(file, report), indent=1) if as_json else describe_cache_as_text(file, report))
 
 

@@ -87,7 +87,10 @@ def advice_other_classes(reader: CacheReader, data: str) -> str:
 def _reheading(reader: CacheReader, file: str) -> list[str]:
     if EMBEDDING not in reader.features:
         return []
-    return [f"softlabel cache rehead {file} --prompts new.yaml -o new.h5"]
+    named = reader.manifest.provenance.get("teacher")
+    # A hub name loads by itself; of a folder the cache knows its last part alone.
+    teacher = "" if isinstance(named, str) and "/" in named else " --teacher DIR"
+    return [f"softlabel cache rehead {file}{teacher} --prompts new.yaml -o new.h5"]
 
 
 def _teacher(identity: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,8 +31,9 @@ def torchscript_classifier(path: Path) -> Classifier:
 
 
 def student_classifier(run: Path) -> Classifier:
-    """The best student of a run folder."""
+    """The best student of a finished run."""
     student = load_student(run, "cpu")
+    RunFolder(run).check_finished()
     card = student.card
     return Classifier(
         module=student.module, kind="student", architecture=card.student, size_px=card.size_px, mean=card.mean,

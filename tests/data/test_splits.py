@@ -178,3 +178,10 @@ def test_classes_that_are_too_small_to_split_are_named(labels: Labels, reason: s
     with pytest.raises(BadSamples, match=reason):
         make(labels, tmp_path / "splits.csv")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_split_that_is_only_asked_for_is_the_one_that_would_be_saved(tmp_path: Path) -> None:
+    labels = {bytes([number]) * 16: "ab"[number % 2] for number in range(40)}
+    asked = load_or_make(labels, named(labels), tmp_path / "s.csv", save=False)
+    assert not list(tmp_path.iterdir())
+    assert load_or_make(labels, named(labels), tmp_path / "s.csv") == asked

@@ -53,7 +53,7 @@ def test_a_random_head_is_stopped_with_its_numbers_and_what_to_do(told: Told) ->
     assert "over 7 classes" in said
     assert "on 463 val images" in said
     for line in (
-        "softlabel cache info 'my t.h5'", "softlabel cache rehead 'my t.h5' --prompts new.yaml -o new.h5",
+        "softlabel cache info 'my t.h5'", "softlabel cache rehead 'my t.h5' --teacher DIR --prompts new.yaml -o new.h5",
         "softlabel cache probe 'my t.h5' DATA -o probe.h5", "--anyway", "--no-teacher",
     ):  # fmt: skip
         assert line in said
@@ -83,7 +83,7 @@ def test_a_permuted_class_list_is_stopped_with_the_renaming(told: Told) -> None:
     said = stopped(told(IMBALANCED, answers, teacher={"kind": "siglip"}, embedding=True))
     assert "'class 5' images get 'class 6' (6" in said
     assert "class names or prompts are in the wrong order" in said
-    assert "softlabel cache rehead 'my t.h5' --prompts new.yaml -o new.h5" in said
+    assert "softlabel cache rehead 'my t.h5' --teacher DIR --prompts new.yaml -o new.h5" in said
     assert "--anyway" in said
 
 

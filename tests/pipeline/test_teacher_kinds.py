@@ -220,6 +220,16 @@ def test_embeddings_that_float16_cannot_hold_are_told_with_the_way_out(
     assert build_cache(few_images, tmp_path / "t.h5", dataclasses.replace(config, embedding=False)).n_rows == 25
 
 
+def test_a_run_that_was_interrupted_is_no_teacher_yet(tiny_run: Path, classes: tuple[str, ...], tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    last = torch.load(run / "last.pt", weights_only=True)
+    torch.save({**last, "epoch": 1}, run / "last.pt")
+    with pytest.raises(RunError, match=r"stopped after epoch 1 of 2: go on with it by .* --resume"):
+        open_teacher(str(run), classes, PromptSource(), device="cpu", precision="fp32")
+    (run / "last.pt").unlink()
+    assert open_teacher(str(run), classes, PromptSource(), device="cpu", precision="fp32").classes == classes
+
+
 def keys_of_rows(reader: CacheReader) -> list[bytes]:
     return [bytes(reader.keys[owner]) for owner in reader.sample_of_row]
 

@@ -232,3 +232,23 @@ def test_merge_on_a_full_disk_leaves_nothing_and_names_the_line_that_repeats_it(
     assert error.splitlines()[-1].strip() == "softlabel " + " ".join(words)
     assert list(tmp_path.iterdir()) == []
     assert cli(*words)[0] == 0
+
+
+def test_questions_write_nothing_into_an_unsplit_folder(
+    cli: Cli, tiny_data: Path, tiny_cache: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data / "train", tmp_path / "images")
+    before = sorted(data.rglob("*"))
+    code, _, err = cli("cache", "build", data, "-o", tmp_path / "t.h5", "--teacher", tiny_teacher, "--dry-run")
+    assert code == 0, err
+    assert "would be split by class and saved in" in err
+    assert cli("cache", "info", tiny_cache, "--data", data)[0] == 0
+    assert sorted(data.rglob("*")) == before
+
+
+def test_a_cache_whose_build_was_interrupted_is_not_called_missing(cli: Cli, tiny_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.h5.parts").mkdir()
+    shutil.copy(tiny_cache, tmp_path / "t.h5.parts" / "part.h5")
+    code, _, err = cli("cache", "info", tmp_path / "t.h5")
+    assert code == 1
+    assert "t.h5 is not finished, its parts stand beside it: repeat its `softlabel cache build DATA -o " in err
