@@ -85,6 +85,8 @@ class DualEncoder:
             "logit_scale": head.scale.hex(),
             "logit_bias": head.bias.hex(),
             "head": "zero_shot",
+            # CLIP pools the position of this token
+            **({"text_end_token": self.model.config.text_config.eos_token_id} if self.kind == "clip" else {}),
         }
 
 

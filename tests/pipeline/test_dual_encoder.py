@@ -18,6 +18,8 @@ from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import Teacher, resolve_precision
 
+from .other_teachers import save_clip
+
 
 def load(folder: Path, prompts: Prompts, precision: str = "fp32") -> Teacher:
     return open_teacher(str(folder), list(prompts), prompts, device="cpu", precision=precision)
@@ -151,3 +153,15 @@ def test_prompts_that_are_cut_are_told(tiny_teacher: Path, prompts: Prompts, cap
     first = next(iter(prompts))
     load(tiny_teacher, {**prompts, first: ("melanoma " * 70, "melanoma")})
     assert "1 prompts are longer than the 64 tokens that the teacher reads (first: melanoma melanoma" in caplog.text
+
+
+def test_the_token_at_which_clip_pools_is_part_of_its_identity(tmp_path: Path) -> None:
+    prompts = {"a": ("melanoma",), "b": ("nevus",)}
+    folder = save_clip(tmp_path / "clip")
+    before = load(folder, prompts)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    after = load(folder, prompts)
+    assert np.abs(before.head.text_CD - after.head.text_CD).max() > 0.1
+    assert before.identity != after.identity
