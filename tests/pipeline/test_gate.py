@@ -142,8 +142,8 @@ def test_a_long_list_of_renamed_classes_is_cut_off(told: Told) -> None:
 @pytest.mark.parametrize(
     ("temperature", "said"),
     [
-        (4.0, None), (1.0, "T 1 of this run lies below that: its soft targets will repeat labels"),
-        (30.0, "T 30 of this run lies above that: its soft targets will be near uniform"),
+        (4.0, None), (1.0, "T 1 of this run lies below that: its soft targets will repeat labels, try --temperature 3"),
+        (30.0, "T 30 of this run lies above that: its soft targets will be near uniform, try --temperature 9"),
     ],
 )  # fmt: skip
 def test_a_temperature_of_the_run_outside_the_range_is_said(temperature: float, said: str | None, told: Told) -> None:
