@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data.samples import FOLDER_TASK, scan_folder
-from pipeline.teachers.fit import FitConfig, fit_teacher
+from pipeline.fit.teacher import FitConfig, fit_teacher
 from pipeline.teachers.prompts import default_prompts
 from pipeline.teachers.small import SmallSiglip, new_siglip
 

@@ -11,11 +11,11 @@ import numpy as np
 from cache import CacheReader
 from cache.errors import printable
 from pipeline.repair.remedies import REHEAD, derived_by
-from pipeline.scores import imported_from
+from pipeline.scores.table import imported_from
 from pipeline.teachers.prompts import stored_prompts
 
 if TYPE_CHECKING:
-    from pipeline.answers import TeacherReport
+    from pipeline.gate.report import TeacherReport
 
 
 def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
     if report:
-        from pipeline.gate import long_lines  # loads torch, for which nobody waits who asks about the file alone
+        from pipeline.gate.check import long_lines  # loads torch, for which nobody waits who asks about the file alone
 
         lines += long_lines(report)
     return "\n".join(map(printable, lines))

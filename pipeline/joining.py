@@ -19,7 +19,7 @@ from data.errors import bullet_list
 from data.loaders import is_decodable
 from data.samples import FOLDER_TASK, Sample
 from pipeline.repair.remedies import advice_other_classes, derived_by
-from pipeline.scores import imported_from
+from pipeline.scores.table import imported_from
 from pipeline.targets import TeacherTargets, view_policy
 
 log = logging.getLogger(__name__)

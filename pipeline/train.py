@@ -25,9 +25,9 @@ from cache.errors import printable
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
-from pipeline.answers import TeacherReport, teacher_report
 from pipeline.errors import OutputExists, RunError, SettingError
-from pipeline.gate import check_teacher, short_lines
+from pipeline.gate.check import check_teacher, short_lines
+from pipeline.gate.report import TeacherReport, teacher_report
 from pipeline.inference import memory_format, normalise
 from pipeline.joining import join
 from pipeline.losses.distillation import LossParts, distillation_loss

@@ -91,7 +91,7 @@ def cache_info(file: Path, data: Path | None, split: str | None, as_json: bool, 
 
     report = None
     if data is not None:
-        from pipeline.answers import report_on
+        from pipeline.gate.report import report_on
 
         report = report_on(file, data, split, dataclasses.replace(scan, remember_split=False))
     click.echo(json.dumps(describe_cache(file, report), indent=1) if as_json else describe_cache_as_text(file, report))

@@ -43,7 +43,7 @@ def cache_import(scores: Path, data: Path, out: Path, scan: ScanOptions, **setti
     interrupted import, and adds images or views that are new in DATA; other SCORES make another cache.
     """
     with goes_on_with(same_command):
-        from pipeline.importing import ImportConfig, import_scores
+        from pipeline.scores.importing import ImportConfig, import_scores
 
         result = import_scores(scores, data, out, ImportConfig(**settings), scan=scan)
     fixed = (

@@ -58,7 +58,7 @@ def teacher_fit(
     `cache build --teacher`, which also says which images it was fitted on.
     """
     with goes_on_with(lambda: same_command("--resume") if (out / "last.pt").exists() else same_command()):
-        from pipeline.teachers.fit import FitConfig, fit_teacher, saved_config
+        from pipeline.fit.teacher import FitConfig, fit_teacher, saved_config
         from pipeline.teachers.prompts import PromptSource
 
         if resume:

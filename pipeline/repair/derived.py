@@ -24,7 +24,7 @@ from pipeline.errors import OutputExists
 from pipeline.metrics import classification_metrics
 from pipeline.outputs import check_output_file
 from pipeline.repair.remedies import EMBEDDING, derived_by, without_embeddings
-from pipeline.scores import imported_from
+from pipeline.scores.table import imported_from
 from pipeline.targets import SEEN, TeacherTargets
 
 _CHUNK_ROWS = 16_384

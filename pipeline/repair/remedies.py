@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache import CacheReader
-from pipeline.scores import imported_from
+from pipeline.scores.table import imported_from
 
 EMBEDDING = "embedding"
 PROBE, REHEAD = "probe", "rehead"

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import SettingError, TeacherError
+from pipeline.fit.folder import FitFolder, fitted_on
 from pipeline.runs import RunFolder
 from pipeline.teachers.classifiers import (
     Classifier,
@@ -25,7 +26,6 @@ from pipeline.teachers.classifiers import (
 )
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.dual_encoder import DualEncoder, dual_encoder_from, zero_shot_teacher
-from pipeline.teachers.fit_folder import FitFolder, fitted_on
 from pipeline.teachers.hub import load_local_first, quiet_transformers
 from pipeline.teachers.prompts import Prompts, PromptSource
 from pipeline.teachers.scripted import student_classifier, torchscript_classifier

@@ -1,6 +1,6 @@
 """Make a small SigLIP model with random weights: the start of the demo's teacher, of tests and of measurements.
 
-Never fits (`pipeline.teachers.fit` does). The result is an ordinary `save_pretrained` folder, loaded by the same code
+Never fits (`pipeline.fit.teacher` does). The result is an ordinary `save_pretrained` folder, loaded by the same code
 as MedSigLIP. Run: softlabel demo, or python benchmarks/fit_small_teacher.py DATA -o DIR
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.teachers.fit_steps import Steps
+from pipeline.fit.steps import Steps
 
 Cli = Callable[..., tuple[int, str, str]]
 

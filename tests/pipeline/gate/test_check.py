@@ -14,9 +14,9 @@ import torch
 
 from cache import CacheReader, Table
 from data.samples import scan_folder
-from pipeline.answers import teacher_report
 from pipeline.errors import WeakTeacher
-from pipeline.gate import check_teacher, long_lines, short_lines
+from pipeline.gate.check import check_teacher, long_lines, short_lines
+from pipeline.gate.report import teacher_report
 from pipeline.targets import SEEN, TeacherTargets
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -217,7 +217,7 @@ def test_info_shows_the_report_and_stops_nobody(cli: Cli, tiny_data: Path, rando
     code, out, err = cli("cache", "info", random_cache, "--data", tiny_data)
     assert (code, err) == (0, "")
     assert "on          val: 15 clean views\n" in out
-    for word in ("accuracy", "balanced", "calibrated", "entropy", "temperature", "confuses", "views", "verdict"):
+    for word in ("accuracy", "balanced", "calibration", "entropy", "temperature", "confuses", "views", "verdict"):
         assert f"\n{word:11} " in out
     assert "verdict     the teacher is near chance" in out
     found = json.loads(cli("cache", "info", random_cache, "--data", tiny_data, "--split", "test", "--json")[1])

@@ -12,8 +12,8 @@ import pytest
 
 from data.options import ScanOptions
 from data.samples import SampleSet, scan_folder
-from pipeline.matching import MatchedScores, check_classes, match_images
-from pipeline.scores import ScoresError, ScoreTable
+from pipeline.scores.matching import MatchedScores, check_classes, match_images
+from pipeline.scores.table import ScoresError, ScoreTable
 
 NAMES = ["train/a/one.png", "train/b/two.v2.png", "val/a/tre\u0301.png", "val/b/4.png"]
 

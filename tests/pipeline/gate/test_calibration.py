@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.calibration import confidence, expected_calibration_error, mean_entropy, temperature_range
+from pipeline.gate.calibration import confidence, expected_calibration_error, mean_entropy, temperature_range
 
 
 def test_the_calibration_error_equals_the_one_counted_by_hand() -> None:

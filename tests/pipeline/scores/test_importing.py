@@ -23,9 +23,9 @@ from data.errors import BadImage
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, SampleSet, scan_folder
 from data.views import ViewPolicy, draw
-from pipeline import importing as module
 from pipeline.errors import SettingError
-from pipeline.importing import ImportConfig, import_scores
+from pipeline.scores import importing as module
+from pipeline.scores.importing import ImportConfig, import_scores
 from pipeline.targets import TeacherTargets
 from pipeline.train import TrainConfig, train
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from pipeline.chance import MIN_GAIN, Renaming, adjusted_for_chance, chance_p_value, find_renaming
+from pipeline.gate.chance import MIN_GAIN, Renaming, adjusted_for_chance, chance_p_value, find_renaming
 
 HAM = (33, 51, 110, 12, 111, 671, 14)
 """Images of each class in a tenth of HAM10000."""

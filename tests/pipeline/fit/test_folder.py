@@ -17,8 +17,8 @@ from transformers import AutoModel
 from cache import durable
 from cache.errors import CacheDiskFull
 from pipeline.errors import RunError, TeacherError
-from pipeline.teachers import fit_folder as module
-from pipeline.teachers.fit_folder import FitFolder, fitted_on
+from pipeline.fit import folder as module
+from pipeline.fit.folder import FitFolder, fitted_on
 
 KEYS = [b"\xab" * 16, b"\xcd" * 16]
 

@@ -1,6 +1,6 @@
 """The gate before a training: a teacher that nobody should learn from stops it. Also the words for what it is worth.
 
-Computes no number (`pipeline.answers` does). Run: softlabel cache info t.h5 --data DATA
+Computes no number (`pipeline.gate.report` does). Run: softlabel cache info t.h5 --data DATA
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cache import CacheReader
-from pipeline.answers import MAX_P_VALUE, MIN_ADJUSTED_ACCURACY, TeacherReport
-from pipeline.calibration import ENTROPY_BAND
 from pipeline.errors import WeakTeacher
+from pipeline.gate.calibration import ENTROPY_BAND
+from pipeline.gate.report import MAX_P_VALUE, MIN_ADJUSTED_ACCURACY, TeacherReport
 from pipeline.repair.remedies import advice_near_chance, advice_renamed
 
 _N_NAMED = 8

@@ -13,11 +13,11 @@ import torch
 
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.errors import SettingError
+from pipeline.fit.tuning import DualEncoderTuning, resolve_fit_precision, sigmoid_loss
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import Prompts, default_prompts
-from pipeline.teachers.tuning import DualEncoderTuning, resolve_fit_precision, sigmoid_loss
 
-from .other_teachers import save_clip
+from ..other_teachers import save_clip
 
 
 @pytest.fixture(scope="module")

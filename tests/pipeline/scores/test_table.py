@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import scores as module
-from pipeline.scores import PROBABILITY_FLOOR, ScoresError, ScoreTable, read_scores
+from pipeline.scores import table as module
+from pipeline.scores.table import PROBABILITY_FLOOR, ScoresError, ScoreTable, read_scores
 
 CSV = "image,mel,nv\na.png,1.5,-2\nb.png,0,3e1\n"
 

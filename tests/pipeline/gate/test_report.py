@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data.options import ScanOptions
-from pipeline.answers import Confusion, report_on, teacher_report, view_agreement
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import TeacherError
+from pipeline.gate.report import Confusion, report_on, teacher_report, view_agreement
 from pipeline.targets import TeacherTargets
 
 Told = Callable[..., TeacherTargets]

@@ -1,6 +1,6 @@
 """What a teacher's answers in a cache are worth on images with labels: scores, calibration, entropy, and a verdict.
 
-Loads no teacher, trains nothing and stops nobody (`pipeline.gate` does). Run: softlabel cache info t.h5 --data DATA
+Loads no teacher, trains nothing, stops nobody (`pipeline.gate.check` does). Run: softlabel cache info t.h5 --data DATA
 N samples, C classes, T temperature.
 """
 
@@ -18,9 +18,9 @@ from cache import CacheReader
 from data.errors import BadSamples
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
-from pipeline.calibration import confidence, expected_calibration_error, mean_entropy, temperature_range
-from pipeline.chance import Renaming, adjusted_for_chance, chance_p_value, find_renaming
 from pipeline.errors import TeacherError
+from pipeline.gate.calibration import confidence, expected_calibration_error, mean_entropy, temperature_range
+from pipeline.gate.chance import Renaming, adjusted_for_chance, chance_p_value, find_renaming
 from pipeline.joining import join
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.targets import SEEN, TeacherTargets

@@ -1,6 +1,6 @@
 """Read the arrays of an NPZ file of scores: bounded before anything is unpacked, and without pickles.
 
-Knows how the arrays must look, not what may stand in them (`pipeline.scores`). Run: see `pipeline.scores`.
+Knows how the arrays must look, not what may stand in them (`pipeline.scores.table`). Run: see `pipeline.scores.table`.
 N rows, C classes.
 """
 

@@ -18,7 +18,7 @@ from data.errors import bullet_list
 from data.loaders import is_decodable
 from data.samples import FOLDER_TASK, SampleSet, content_key
 from pipeline.errors import did_you_mean
-from pipeline.scores import ScoresError, ScoreTable
+from pipeline.scores.table import ScoresError, ScoreTable
 
 log = logging.getLogger(__name__)
 

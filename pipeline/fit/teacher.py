@@ -24,14 +24,14 @@ from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.errors import RunError, SettingError
+from pipeline.fit.folder import CHECKPOINT_FORMAT, FitFolder, fitted_on
+from pipeline.fit.images import POLICY, FitImages, choose_images
+from pipeline.fit.steps import Steps, out_of_memory
+from pipeline.fit.tuning import PRECISIONS, DualEncoderTuning, resolve_fit_precision
 from pipeline.metrics import Metrics, classification_metrics
 from pipeline.outputs import check_output_folder
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
-from pipeline.teachers.fit_folder import CHECKPOINT_FORMAT, FitFolder, fitted_on
-from pipeline.teachers.fit_images import POLICY, FitImages, choose_images
-from pipeline.teachers.fit_steps import Steps, out_of_memory
 from pipeline.teachers.prompts import Prompts, PromptSource
-from pipeline.teachers.tuning import PRECISIONS, DualEncoderTuning, resolve_fit_precision
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from data.samples import FOLDER_TASK, scan_folder
 from data.views import ViewPolicy
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.errors import SettingError
-from pipeline.matching import MatchedScores, check_classes, match_images
 from pipeline.outputs import check_output_file
 from pipeline.process import MAX_SEED, deferred_interrupts
 from pipeline.recipe import IDENTITY_VERSION, origin, view_identity
-from pipeline.scores import IMPORTED, KINDS, PROBABILITY_FLOOR, ScoreTable, read_scores
+from pipeline.scores.matching import MatchedScores, check_classes, match_images
+from pipeline.scores.table import IMPORTED, KINDS, PROBABILITY_FLOOR, ScoreTable, read_scores
 from pipeline.wanted import Wanted, planned_dims, wanted_rows, warn_of_a_full_disk
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """A dual encoder as it is fitted: which weights learn, what they say of a batch, what is wrong with that.
 
-Never reads an image, never steps an optimizer (`pipeline.teachers.fit` does). The logits are the ones that the
+Never reads an image, never steps an optimizer (`pipeline.fit.teacher` does). The logits are the ones that the
 zero-shot head of `cache build` will give: cos(image, class text) * scale + bias, with several prompts of a class
 normalised, averaged and normalised. Run: softlabel teacher fit DATA --from MODEL -o DIR
 B batch, C classes, T texts, D embedding, S pixels.
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import SettingError, TeacherError
+from pipeline.fit.folder import FitFolder
 from pipeline.runs import RunFolder
 from pipeline.teachers.dual_encoder import load_dual_encoder
-from pipeline.teachers.fit_folder import FitFolder
 from pipeline.teachers.preprocessing import read_preprocessing
 from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import weights_digest

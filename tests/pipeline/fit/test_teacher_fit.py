@@ -23,14 +23,14 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
 from data.views import CLEAN_ROW, render
 from pipeline.errors import OutputExists, RunError, SettingError, TeacherError
+from pipeline.fit import teacher as module
+from pipeline.fit.folder import METRIC_COLUMNS, FitFolder, fitted_on
+from pipeline.fit.steps import Steps
+from pipeline.fit.teacher import FitConfig, fit_teacher, saved_config
+from pipeline.fit.tuning import DualEncoderTuning
 from pipeline.metrics import classification_metrics
-from pipeline.teachers import fit as module
-from pipeline.teachers.fit import FitConfig, fit_teacher, saved_config
-from pipeline.teachers.fit_folder import METRIC_COLUMNS, FitFolder, fitted_on
-from pipeline.teachers.fit_steps import Steps
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import PromptSource, default_prompts
-from pipeline.teachers.tuning import DualEncoderTuning
 
 CONFIG = FitConfig(epochs=3, batch_size=8, lr_peak=2e-4)
 TIMES = {"images_per_s", "wall_s"}

@@ -1,6 +1,6 @@
 """Read a table of a teacher's scores, CSV or NPZ, and make raw logits of it. All that is wrong is listed at once.
 
-Never looks at an image: names are text here, and `pipeline.matching` says which images they mean.
+Never looks at an image: names are text here, and `pipeline.scores.matching` says which images they mean.
 Run: softlabel cache import scores.csv DATA -o t.h5 --as probabilities
 R rows of the table, C classes.
 """
@@ -24,7 +24,7 @@ from cache import Manifest
 from cache.layout import logits_dtype
 from data.errors import bullet_list
 from pipeline.errors import PipelineError
-from pipeline.score_arrays import read_arrays
+from pipeline.scores.arrays import read_arrays
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Scores from elsewhere: tables of them, matched with images, become a cache."""
