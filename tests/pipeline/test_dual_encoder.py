@@ -18,7 +18,7 @@ from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import Prompts
 from pipeline.teachers.teacher import Teacher, resolve_precision
 
-from ..other_teachers import save_clip
+from .other_teachers import save_clip
 
 
 def load(folder: Path, prompts: Prompts, precision: str = "fp32") -> Teacher:
