@@ -174,7 +174,7 @@ def check_features(out: Path, stored: FeatureShapes | None, wanted: FeatureShape
         raise SettingError(f"the rows of {out} have {has}: repeat the command with {flag}, or choose another -o")
     raise SettingError(
         f"the rows of {out} have the features {', '.join(stored)}, this teacher's would have "
-        f"{', '.join(wanted)} ({SEEN} comes from its fitted_on.json): restore that file, or choose another -o"
+        f"{', '.join(wanted)} ({SEEN} follows from what it says that it was fitted on): choose another -o"
     )
 
 
