@@ -1,7 +1,8 @@
 """Stage one: write a teacher's logits and embeddings for every (sample, view) into a cache. Never trains.
 
-Train images get all V views, images of other splits the clean one. Each file is decoded once; rows are sealed in
-segments as they come, so that an interrupted build goes on where it stopped. Run: softlabel cache build DATA -o t.h5
+Train images get all V views, images of other splits the clean one. Every file is decoded once before the teacher
+starts, to find the bad ones, and once for all its views; rows are sealed in segments as they come, so that an
+interrupted build goes on where it stopped. Run: softlabel cache build DATA -o t.h5
 """
 
 from __future__ import annotations
