@@ -111,8 +111,9 @@ class Trial:
         for action in self._plan.actions:
             if isinstance(action, Kill):
                 self._killed_run(action)
-            elif action == "change":
-                self._image_set = self._plan.scenario.later_images
+            elif action in ("break", "change"):
+                scenario = self._plan.scenario
+                self._image_set = scenario.between if action == "break" else scenario.later_images
                 shutil.rmtree(self._images)
                 shutil.copytree(self._world.images(self._image_set), self._images)
             else:
