@@ -35,9 +35,13 @@ def main() -> None:
             f"Error: other files have the names of softlabel's packages:\n{lines}\n"
             "Rename them, or take their folder off PYTHONPATH"
         )
-    from pipeline.cli import run
+    from pipeline.cli import give_up_full_logs, run
 
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    finally:
+        give_up_full_logs()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def give_up_full_logs() -> None:
+    """Drop what a full disk under a redirected standard error never took; the interpreter would exit with 120 on it."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def _explained(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}: the disk is full; free some space, then run the same command again"

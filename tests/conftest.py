@@ -84,7 +84,8 @@ def cli(capfd: pytest.CaptureFixture[str], _loggers_as_they_were: None) -> Calla
 @pytest.fixture
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """For processes: this environment on one thread, without tokens and with an empty hub cache."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTEST"))}
+    foreign = ("HF_", "HUGGING", "PYTEST", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "OMP_NUM_THREADS": "1"}
 
 

@@ -187,6 +187,7 @@ def test_whether_a_file_holds_an_image_is_not_said_of_one_that_cannot_be_read(sa
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")
 def test_ctrl_c_while_workers_start_comes_after_and_is_not_lost() -> None:
     steps = list[str]()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
 
     def start() -> None:
         with loaders._starting_workers():
@@ -194,8 +195,11 @@ def test_ctrl_c_while_workers_start_comes_after_and_is_not_lost() -> None:
             steps.append("started")
         steps.append("not interrupted")
 
-    with pytest.raises(KeyboardInterrupt):
-        start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert steps == ["started"]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
