@@ -223,7 +223,7 @@ def _add(
         features["embedding"] = embedding.astype(np.float16)
     if teacher.fitted_on is not None:
         features[SEEN] = np.full(len(item.view), item.sample.key in teacher.fitted_on, np.float16)
-    if teacher.n_recomputed:
+    if teacher.n_recomputed != writer.manifest.provenance.get("recomputed_in_fp32", 0):  # a manifest is dear to make
         record(writer, recomputed_in_fp32=teacher.n_recomputed)
     writer.add(
         key=item.sample.key, views=item.view, params=item.params, witness=item.witness,

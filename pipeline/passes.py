@@ -45,9 +45,10 @@ def embed_in_passes(
         batch, pixels = pixels[:batch_size], pixels[batch_size:]
         # The last pass is padded: a row's bits depend on how many rows go through together.
         padding = [torch.zeros_like(batch[0])] * (batch_size - len(batch))
-        embedding_BD = teacher.embed(torch.stack(batch + padding))[: len(batch)]
+        stacked = torch.stack(batch + padding)
+        embedding_BD = teacher.embed(stacked)[: len(batch)]
         yield from _hand_out(embedding_BD, waiting)
-        after_pass(torch.stack(batch), embedding_BD)
+        after_pass(stacked[: len(batch)], embedding_BD)
 
 
 def _hand_out(
