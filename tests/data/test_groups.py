@@ -24,7 +24,7 @@ A, B = sample("train/mel/a.jpg"), sample("train/nv/b.jpg")
 
 def groups(tmp_path: Path, text: str, *samples: Sample, column: str = "lesion", **options: object) -> list[str]:
     (tmp_path / "t.csv").write_text(text)
-    found = read_groups(samples or (A, B), tmp_path / "t.csv", column, **options)  # type: ignore[arg-type]
+    found = read_groups(samples or (A, B), tmp_path / "t.csv", column, **options)
     return [found[one.key] for one in samples or (A, B)]
 
 
@@ -134,7 +134,7 @@ def test_folds_keep_groups_whole_fill_up_evenly_and_forget_the_order(
     sizes = np.bincount(folds, minlength=n_folds)
     assert sizes.min() >= 1
     assert sizes.max() - sizes.min() <= max(Counter(names).values())
-    shuffled.shuffle(names)  # type: ignore[attr-defined]
+    shuffled.shuffle(names)
     assert [fold_of[name] for name in names] == group_folds(names, n_folds, seed).tolist()
 
 

@@ -91,7 +91,7 @@ def test_a_last_run_that_computes_nothing_records_what_the_parts_do(
     out = tmp_path / "t.h5"
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", OTHER_TORCH)
-        patch.setattr(module.SegmentedWriter.func, "finish", raise_killed)  # type: ignore[attr-defined]
+        patch.setattr(module.SegmentedWriter.func, "finish", raise_killed)
         killed(tiny_data, out, tiny_build)
     result = build_cache(tiny_data, out, dataclasses.replace(tiny_build, batch_size=7))
     assert result.n_computed == 0
@@ -104,7 +104,7 @@ def test_an_extension_that_was_killed_before_its_end_is_recorded_by_the_run_that
     out = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, views=2)).path
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", OTHER_TORCH)
-        patch.setattr(module.SegmentedWriter.func, "finish", raise_killed)  # type: ignore[attr-defined]
+        patch.setattr(module.SegmentedWriter.func, "finish", raise_killed)
         killed(tiny_data, out, tiny_build)
     (out.with_name("t.h5.parts") / "._0.h5").write_text("what a Mac leaves")
     assert build_cache(tiny_data, out, tiny_build).n_computed == 0

@@ -73,14 +73,14 @@ def opened(teachers: dict[str, dict[str, object]], kind: str, classes: tuple[str
     file = config.get("teacher_config")
     described = read_description(Path(str(file))) if file else TeacherDescription()
     settings = {"device": "cpu", "precision": "fp32", "description": described, **options}
-    return open_teacher(str(config["teacher"]), classes, PromptSource(), **settings)  # type: ignore[arg-type]
+    return open_teacher(str(config["teacher"]), classes, PromptSource(), **settings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_of_every_kind_builds_a_cache_and_trains_a_student(
     kind: str, teachers: dict[str, dict[str, object]], few_images: Path, tiny_build: BuildConfig, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(tiny_build, views=2, batch_size=16, **teachers[kind])  # type: ignore[arg-type]
+    config = dataclasses.replace(tiny_build, views=2, batch_size=16, **teachers[kind])
     out = build_cache(few_images, tmp_path / "t.h5", config).path
     reader = CacheReader(out)
     assert reader.logits(slice(None)).std() > 0, "a teacher that answers every image alike would make this test blind"

@@ -248,4 +248,4 @@ def test_an_unknown_target_is_refused() -> None:
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("alpha", 1.1), ("epochs", 0), ("batch_size", 1)])
 def test_settings_out_of_range_say_what_they_got(name: str, value: float) -> None:
     with pytest.raises(SettingError, match=rf"{name} must be in .*, got {value}"):
-        TrainConfig(**{name: value})  # type: ignore[arg-type]
+        TrainConfig(**{name: value})

@@ -391,7 +391,7 @@ def test_a_train_split_of_one_class_is_refused(tiny_data: Path, tiny_teacher: Pa
 )
 def test_settings_out_of_range_say_what_they_got(name: str, value: float) -> None:
     with pytest.raises(SettingError, match=rf"{name} must be in .*, got {value}"):
-        FitConfig(**{name: value})  # type: ignore[arg-type]
+        FitConfig(**{name: value})
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -60,7 +60,7 @@ def again(base: CacheReader, tiny_teacher: Path, prompts: Path, tmp_path: Path) 
         cache: Path = base.path, name: str = "new.h5", data: Path | None = None, **changes: object
     ) -> ReheadResult:
         config = ReheadConfig(prompts=prompts, teacher=str(tiny_teacher))
-        return rehead_cache(cache, tmp_path / name, dataclasses.replace(config, **changes), data)  # type: ignore[arg-type]
+        return rehead_cache(cache, tmp_path / name, dataclasses.replace(config, **changes), data)
 
     return again
 
