@@ -20,8 +20,9 @@ from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
 from pipeline.commands.imports import cache_import
 from pipeline.commands.repair import probe, rehead
-from pipeline.commands.student import evaluate, export, predict, train
+from pipeline.commands.student import evaluate, export, predict
 from pipeline.commands.teacher import teacher
+from pipeline.commands.train import train
 
 
 class LineHandler(logging.Handler):

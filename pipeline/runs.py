@@ -21,8 +21,9 @@ from pipeline.errors import RunError, first_line
 from pipeline.torchscript import StudentCard
 
 METRIC_COLUMNS = (
-    "epoch", "lr", "loss", "loss_hard", "loss_soft",
-    "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "images_per_s", "wall_s",
+    "epoch", "lr", "temperature", "loss", "loss_hard", "loss_soft", "train_accuracy", "train_agreement",
+    "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl",
+    "images_per_s", "wall_s",
 )  # fmt: skip
 CHECKPOINT_FORMAT = 1
 
@@ -81,7 +82,7 @@ class RunFolder:
         if not self.last.is_file():
             return
         last = _read(self.last)
-        if last["epoch"] < last["config"]["epochs"]:
+        if not is_finished(last):
             raise RunError(
                 f"{self.path} stopped after epoch {last['epoch']} of {last['config']['epochs']}: go on with it by "
                 f"`softlabel train DATA CACHE -o {shlex.quote(str(self.path))} --resume`"
@@ -99,6 +100,11 @@ class RunFolder:
             return Path(config["cache"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def is_finished(checkpoint: dict[str, Any]) -> bool:
+    """Whether a run is at its last epoch, or stopped early by its own rule."""
+    return bool(checkpoint["epoch"] >= checkpoint["config"]["epochs"] or checkpoint.get("stopped_early", False))
 
 
 def _json(value: Any) -> bytes:

@@ -16,10 +16,10 @@ from torch import nn
 from pipeline import torchscript
 from pipeline.errors import OverBudget, SettingError, did_you_mean, first_line
 from pipeline.torchscript import StudentCard
+from pipeline.training.config import DEFAULT_STUDENT
 
 MB = 1_000_000
 """Budgets are in megabytes of 1e6 bytes, of the exported file."""
-DEFAULT_STUDENT = "shufflenet_v2_x1_0"
 
 
 def student_names() -> list[str]:

@@ -195,7 +195,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
     from pipeline.build import BuildConfig
     from pipeline.commands.cache import cache_build
     from pipeline.commands.repair import probe
-    from pipeline.commands.student import train as train_command
+    from pipeline.commands.train import train as train_command
     from pipeline.repair.probe import ProbeConfig
     from pipeline.train import TrainConfig
 
