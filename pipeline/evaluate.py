@@ -135,8 +135,7 @@ def _teacher_logits(
             raise CacheMismatch(f"{path} does not know the student's classes {', '.join(sorted(lacking))}")
         if cache is None and reader.recipe_id != student.recipe_id:
             raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
-        targets = join(reader, {"evaluated": samples}, data, clean=["evaluated"])["evaluated"]
-        targets.verify()
+        targets = join(reader, {"evaluated": samples}, data, clean=["evaluated"], verified=True)["evaluated"]
     except CacheError as error:
         if cache is not None:
             raise

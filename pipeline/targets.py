@@ -124,12 +124,6 @@ class TeacherTargets:
             return np.zeros(len(rows), bool)
         return np.asarray(self.reader.feature(rows, SEEN) > 0.5)
 
-    def verify(self) -> None:
-        """Compare all that training reads with its checksums, which also brings it into memory; CacheDamaged if not."""
-        task = list(self.reader.tasks).index(FOLDER_TASK)
-        seen = [f"features/{SEEN}"] if SEEN in self.reader.features else []
-        self.reader.verify_objects(["rows/params", "rows/witness", f"logits/{task}", *seen])
-
     def check_witness(self, size_px: int, seed: int, n_checked: int = 32) -> None:
         """Render random views of random samples as training will, and compare them with what the teacher saw.
 
@@ -173,6 +167,13 @@ def times_before(sample_M: NDArray[np.int64]) -> NDArray[np.int64]:
 
 _order = lru_cache(maxsize=200_000)(view_order)
 """One permutation serves V epochs of a run."""
+
+
+def read_by_training(reader: CacheReader) -> list[str]:
+    """The big objects of the file that stage two reads, by name."""
+    tasks, seen = list(reader.tasks), [f"features/{SEEN}"] if SEEN in reader.features else []
+    logits = [f"logits/{tasks.index(FOLDER_TASK)}"] if FOLDER_TASK in tasks else []
+    return ["rows/params", "rows/witness", *logits, *seen]
 
 
 def view_policy(reader: CacheReader) -> ViewPolicy:

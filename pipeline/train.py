@@ -111,10 +111,9 @@ class _Training:
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
             reader, {"train": learners, "val": validators}, str(images.root),
-            clean=["val"], skip_bad_images=skip_bad_images,
+            clean=["val"], skip_bad_images=skip_bad_images, verified=True,
         )  # fmt: skip
         check_left(targets, images)
-        targets["train"].verify()
         self._lessons = Lessons(targets["train"], config)
         learn = self._lessons.targets
         self._card = StudentCard(

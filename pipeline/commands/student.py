@@ -1,4 +1,4 @@
-"""The commands for a finished student: evaluate, export, predict. Each parses, calls one function, prints its result."""
+"""The commands for a finished student: evaluate, export, predict. Each parses, calls one function, prints a result."""
 
 from __future__ import annotations
 
