@@ -35,8 +35,9 @@ from pipeline.joining import join
 from pipeline.outputs import check_output_folder
 from pipeline.process import deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students import MB, build_student, check_budget, check_input_size
+from pipeline.students import build_student, check_budget, check_input_size
 from pipeline.torchscript import StudentCard
+from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig
 from pipeline.training.held_out import check_left, split_off_validation
 from pipeline.training.labels import class_weights, logit_offsets
@@ -125,7 +126,7 @@ class _Training:
             config.student, len(self._card.classes), config.student_size_px, derived_seed(config.seed, "weights")
         )
         check_input_size(model, config.student, config.student_size_px)
-        self.artefact_bytes = check_budget(model, self._card, config.budget_mb)
+        self._artefact_bytes = check_budget(model, self._card, config.budget_mb)
         learn.check_witness(config.student_size_px, config.seed)
         labels_N = self._lessons.labels_N
         weights_C = class_weights(config.class_weights, labels_N, self._card.classes)
@@ -134,7 +135,7 @@ class _Training:
             model.to(device=device, memory_format=memory_format(device)),  # type: ignore[call-overload]
             config, device, class_weights_C=_on(device, weights_C), logit_offsets_C=_on(device, offsets_C),
         )  # fmt: skip
-        n_workers = default_workers(device) if workers is None else workers
+        self._n_workers = n_workers = default_workers(device) if workers is None else workers
         kept_bytes = 0 if config.fresh_views else _KEPT_BYTES
         self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, kept_bytes)
         self._validate = Validator(
@@ -152,17 +153,13 @@ class _Training:
     def announce(self) -> TeacherReport:
         """Say what is trained on what; what the teacher is worth is also returned."""
         config = self._config
-        n_parameters = sum(p.numel() for p in self._learner.model.parameters())
-        log.info(
-            "student  %s at %d px: %.2f M parameters, %.1f MB exported (budget %g MB); %s, %d threads",
-            config.student, config.student_size_px, n_parameters / 1e6, self.artefact_bytes / MB, config.budget_mb,
-            self._device, torch.get_num_threads(),
-        )  # fmt: skip
-        log.info(
-            "images   %s train, %s val (%s); %.3g cached views each, %d classes",
-            f"{len(self._lessons.samples):,}", f"{len(self._validate.targets.samples):,}", self._val_source,
-            self._lessons.mean_views, len(self._card.classes),
-        )  # fmt: skip
+        for line in banner(
+            self._lessons, len(self._validate.targets.samples), self._val_source, config,
+            n_parameters=sum(weights.numel() for weights in self._learner.model.parameters()),
+            artefact_bytes=self._artefact_bytes, device=self._device, precision=self._learner.precision,
+            workers=self._n_workers,
+        ):  # fmt: skip
+            log.info("%s", line)
         report = teacher_report(self._validate.targets, "val", self._lessons.targets)
         for line in short_lines(report, config.temperature if config.teacher else None):
             log.info("teacher  %s", printable(line))

@@ -58,6 +58,10 @@ class Lessons:
         """How many samples have a label that is used."""
         return int((self.labels_N != UNLABELLED).sum())
 
+    def class_counts(self) -> dict[str, int]:
+        """Class name -> labelled samples."""
+        return dict(zip(self.targets.classes, class_counts(self.labels_N, self.n_classes).tolist(), strict=True))
+
     @property
     def mean_views(self) -> float:
         """Views that an image is shown in, on average; infinite for fresh ones."""
