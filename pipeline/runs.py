@@ -63,6 +63,8 @@ class RunFolder:
     def load_last(self) -> dict[str, Any]:
         """The checkpoint to go on from; RunError where there is none."""
         if not self.last.is_file():
+            if any(self.path.glob("seed-*")):
+                raise RunError(f"{self.path} holds the runs of several seeds: pass --seeds as well")
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
         return _read(self.last)
 

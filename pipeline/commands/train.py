@@ -15,6 +15,7 @@ from pipeline.commands.shared import FILE, data_options, device_options, goes_on
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
+    from pipeline.train import TrainResult
     from pipeline.training.config import TrainConfig
 
 
@@ -74,6 +75,9 @@ def _settings(command: Any) -> Any:
 @click.argument("cache_file", metavar="CACHE", type=FILE)
 @click.option("-o", "--out", type=FILE, required=True, help="The run folder to write.")
 @_settings
+@click.option(
+    "--seeds", "n_seeds", type=click.IntRange(1, 1000), help="Train so many seeds, from --seed on, in RUN/seed-*."
+)
 @click.option("--config", "config_file", type=FILE, help="YAML file of settings; flags win.")
 @click.option("--write-config", type=FILE, help="Write all settings to this YAML file, and train nothing.")
 @click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
@@ -82,7 +86,7 @@ def _settings(command: Any) -> Any:
 @data_options
 @click.pass_context
 def train(
-    context: click.Context, data: Path, cache_file: Path, out: Path, config_file: Path | None,
+    context: click.Context, data: Path, cache_file: Path, out: Path, n_seeds: int | None, config_file: Path | None,
     write_config: Path | None, anyway: bool, resume: bool, device: str, workers: int | None, scan: ScanOptions,
     **flags: Any,
 ) -> None:  # fmt: skip
@@ -90,21 +94,38 @@ def train(
 
     Validates on the val split, or on a part of train; never on test.
     """
-    with goes_on_with(lambda: same_command("--resume") if (out / "last.pt").exists() else same_command()):
+    with goes_on_with(lambda: same_command("--resume") if _first_run(out) else same_command()):
         from pipeline.train import train as run_training
+        from pipeline.training.config_file import write_config as write_settings
+        from pipeline.training.seeds import train_seeds
 
         given = {n: v for n, v in flags.items() if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
-        config = _resolve(given, config_file, out if resume else None)
+        config = _resolve(given, config_file, _first_run(out) or out if resume else None)
         if write_config is not None:
-            from pipeline.training import config_file as files
-
-            files.write_config(write_config, config)
+            write_settings(write_config, config)
             click.echo(f"{write_config}: {len(flags)} settings; train with them by --config {write_config}")
             return
-        result = run_training(
-            data, cache_file, out, config, resume=resume, anyway=anyway, device=device, workers=workers, scan=scan
-        )
+
+        def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
+            return run_training(
+                data, cache_file, folder, config,
+                resume=resume, anyway=anyway, device=device, workers=workers, scan=scan,
+            )  # fmt: skip
+
+        if n_seeds is not None:
+            found = train_seeds(out, config, n_seeds, run, resume=resume)
+            mean, spread = found.mean_and_spread("val_macro_f1")
+            click.echo(f"{out}: {n_seeds} seeds, val macro F1 {mean:.3f} +- {spread:.3f}")
+            return
+        result = run(out, config, resume)
     click.echo(f"{out}: best epoch {result.best_epoch}, val macro F1 {result.best_macro_f1:.3f}, {result.wall_s:.0f} s")
+
+
+def _first_run(out: Path) -> Path | None:
+    """The run whose settings --resume goes on with: `out`, or the first of its seeds."""
+    from pipeline.training.seeds import seed_folders
+
+    return next((path for path in (out, *seed_folders(out)) if (path / "last.pt").exists()), None)
 
 
 def _resolve(given: dict[str, Any], config_file: Path | None, resumed: Path | None) -> TrainConfig:
