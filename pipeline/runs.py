@@ -6,11 +6,13 @@ files hold tensors and plain values only (`torch.load(..., weights_only=True)`).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import pickle
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,33 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
+        self._lock = self.path / "lock"
 
     def exists(self) -> bool:
-        """True where there is anything that a new run would mix with."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        """True where there is anything that a new run would mix with; what a killed start left is nothing."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(path != self._lock and path.suffix != durable.TEMP_SUFFIX for path in self.path.iterdir())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, this process alone writes the run; CacheBusy where another one does.
+
+        What a killed process left half-written is removed.
+        """
+        lock = durable.Lock.acquire(self._lock)
+        try:
+            for unfinished in self.path.glob(f"*{durable.TEMP_SUFFIX}"):
+                durable.remove(unfinished)
+            yield
+        finally:
+            durable.remove(self._lock)
+            lock.release()
+            if not any(self.path.iterdir()):  # not even the first state could be written
+                self.path.rmdir()
 
     def save(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
-        """Write `last.pt`, then everything that follows from it."""
-        with durable.disk_errors(self.last, 4096):
-            self.path.mkdir(parents=True, exist_ok=True)
+        """Write `last.pt`, then everything that follows from it; inside `held`."""
         _write(self.last, checkpoint)
         self.follow(checkpoint, card)
 

@@ -7,6 +7,7 @@ N samples, B batch, C classes, S pixels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -88,17 +89,24 @@ def train(
     if run.exists() and not resume:
         go_on = "go on with it by --resume, or " if run.last.exists() else ""
         raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
-    previous = run.load_last() if resume else None
-    # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
-    reader = CacheReader(cache, memory_map=False)
-    images = scan_folder(data, scan)
-    training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
-    report = training.announce()
-    if config.teacher and previous is None and not anyway:
-        check_teacher(report, reader, cache, data)
-    if previous is not None:
-        training.restore(previous)
-    return training.run_epochs()
+    with contextlib.ExitStack() as stack:
+        previous = None
+        if resume:
+            run.load_last()  # or says that there is nothing to go on with, before a lock makes the folder
+            stack.enter_context(run.held())
+            previous = run.load_last()
+        # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
+        reader = CacheReader(cache, memory_map=False)
+        images = scan_folder(data, scan)
+        training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
+        report = training.announce()
+        if previous is None:
+            if config.teacher and not anyway:
+                check_teacher(report, reader, cache, data)
+            stack.enter_context(run.held())
+        else:
+            training.restore(previous)
+        return training.run_epochs()
 
 
 class _Training:
