@@ -7,6 +7,7 @@ left alone, interrupted ones go on. Run: python benchmarks/student_table.py DATA
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -56,28 +57,28 @@ class Row:
     settings: dict[str, Any]
 
     def folder(self, work: Path, seed: int) -> Path:
-        """Where one of its runs stands."""
-        words = f"{self.table} {self.name}".replace(" ", "-").replace(",", "").replace("/", "-").replace("%", "")
-        return work / f"{words}-{seed}"
+        """Where one of its runs stands; rows of the same settings share their runs."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return work / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{seed}"
 
 
 def rows() -> Iterator[Row]:
     """Every row, the cheap and telling ones first."""
+    for epochs in (30, 90, 10):
+        yield from _arms("all labels", SMALL, epochs, 1.0)
     for temperature in (1.0, 2.0, 4.0, 8.0):
         yield _row("T", f"T {temperature:g}", temperature=temperature)
     for alpha in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9):
         yield _row("alpha", f"alpha {alpha:g}", alpha=alpha)
     for n_views in (1, 2, 4, 8, 16):
         yield _row("views", f"{n_views} views", n_views=n_views)
-    for epochs in (10, 30, 90):
-        yield from _arms("all labels", SMALL, epochs, 1.0)
     for epochs in (30, 90):
         yield from _arms("10% of the labels", SMALL, epochs, 0.1)
+    for name, changes in OPTIONS.items():
+        yield _row("options", name, **changes)
     for epochs in (30, 90):
         yield from _arms("all labels", LARGE, epochs, 1.0)
     yield from _arms("10% of the labels", LARGE, 30, 0.1)
-    for name, changes in OPTIONS.items():
-        yield _row("options", name, **changes)
 
 
 def _row(table: str, name: str, **changes: Any) -> Row:
@@ -111,7 +112,7 @@ def run(row: Row, seed: int, data: Path, cache: Path, work: Path) -> float:
     train(data, cache, folder, config, resume=(folder / "last.pt").exists(), anyway=True, workers=0, device="cpu")
     found = evaluate(folder, data, split="test", cache=cache, workers=0, device="cpu", scan=ScanOptions())
     spent_s = time.process_time() - started
-    result = {"table": row.table, "row": row.name, "seed": seed, "cpu_s": spent_s, **asdict(found)}
+    result = {"settings": row.settings, "seed": seed, "cpu_s": spent_s, **asdict(found)}
     (folder / "test.json").write_text(json.dumps(result))
     return spent_s
 
@@ -121,7 +122,7 @@ def summarise(work: Path) -> None:
     tables: dict[str, list[Row]] = {}
     for row in rows():
         tables.setdefault(row.table, []).append(row)
-    total_s = 0.0
+    spent_s: dict[Path, float] = {}
     for table, its_rows in tables.items():
         print(f"\n{table}\n\n| | seeds | accuracy | balanced accuracy | macro F1 |\n|---|---|---|---|---|")
         for row in its_rows:
@@ -129,10 +130,10 @@ def summarise(work: Path) -> None:
             found = [json.loads(file.read_text()) for file in files if file.exists()]
             if not found:
                 continue
-            total_s += sum(one["cpu_s"] for one in found)
+            spent_s |= {file: one["cpu_s"] for file, one in zip(filter(Path.exists, files), found, strict=True)}
             cells = [_mean_and_spread([one["student"][score] for one in found]) for score in SCORES]
             print(f"| {row.name} | {len(found)} | {' | '.join(cells)} |")
-    print(f"\n{total_s / 3600:.1f} hours of one thread")
+    print(f"\n{len(spent_s)} runs, {sum(spent_s.values()) / 3600:.1f} hours of one thread")
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -155,10 +156,14 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     wanted = [row for row in rows() if row.table.startswith(given.only)]
+    distinct: dict[Path, tuple[Row, int]] = {}
+    for row in wanted:
+        for seed in SEEDS:
+            distinct.setdefault(row.folder(given.work, seed), (row, seed))
     with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
         jobs = {
             pool.submit(run, row, seed, given.data, given.cache, given.work): (row, seed)
-            for row in wanted for seed in SEEDS
+            for row, seed in distinct.values()
         }  # fmt: skip
         for job, (row, seed) in jobs.items():
             print(f"{row.table}: {row.name}, seed {seed}: {job.result():.0f} s", flush=True)

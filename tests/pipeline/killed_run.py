@@ -1,7 +1,7 @@
 """A child process that trains and kills itself at one step. Arguments: DATA CACHE RUNS [STEP COUNT]...
 
-Each case is a fork of a process that has imported everything but computed nothing; RUNS is a folder of runs, one a case,
-named by the case's number. Prints one exit status a line.
+Each case is a fork of a process that has imported everything but computed nothing; its run is RUNS/<number of the case>.
+Prints one exit status a line.
 """
 
 import os
