@@ -25,7 +25,7 @@ from pipeline.torchscript import StudentCard
 METRIC_COLUMNS = (
     "epoch", "lr", "temperature", "loss", "loss_hard", "loss_soft", "train_accuracy", "train_agreement",
     "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl",
-    "images_per_s", "wall_s",
+    "images_per_s", "wall_s", "cpu_s",
 )  # fmt: skip
 CHECKPOINT_FORMAT = 1
 

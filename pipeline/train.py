@@ -217,7 +217,7 @@ class _Training:
         return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
 
     def _one_epoch(self, epoch: int) -> dict[str, Any]:
-        started = time.perf_counter()
+        started, started_cpu_s = time.perf_counter(), time.process_time()
         torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout"))
         plan = self._lessons.epoch(epoch)
         n_batches = len(plan.batches)
@@ -243,6 +243,7 @@ class _Training:
             "val_macro_f1": scores.macro_f1, "val_loss": found.loss_nats,
             "val_agreement": found.agreement.top1, "val_kl": found.agreement.kl_nats,
             "images_per_s": tally.n_images / trained_s, "wall_s": time.perf_counter() - started,
+            "cpu_s": time.process_time() - started_cpu_s,
         }  # fmt: skip
 
     def _step(self, pixels: Tensor, draw_B: NDArray[np.int64], plan: EpochPlan, step: int, total_steps: int) -> Step:

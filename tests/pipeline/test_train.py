@@ -27,7 +27,7 @@ from pipeline.training import learner
 from pipeline.training.config import TrainConfig
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
-TIMES = {"images_per_s", "wall_s"}
+TIMES = {"images_per_s", "wall_s", "cpu_s"}
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

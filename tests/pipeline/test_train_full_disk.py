@@ -18,7 +18,7 @@ from pipeline.runs import RunFolder
 
 Cli = Callable[..., tuple[int, str, str]]
 FileLimit = Callable[[int], AbstractContextManager[None]]
-TIMES = {"images_per_s", "wall_s"}
+TIMES = {"images_per_s", "wall_s", "cpu_s"}
 STUDENT = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 2, "--batch-size", 8, "--workers", 0)
 
 

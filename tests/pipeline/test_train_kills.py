@@ -26,7 +26,7 @@ CASES = [
     ("after step", 2), ("after step", 7), ("before step", 5), ("within last.pt", 2), ("within last.pt", 3),
     ("before best.pt", 1), ("within metrics.csv", 3),
 ]  # fmt: skip
-TIMES = {"images_per_s", "wall_s"}
+TIMES = {"images_per_s", "wall_s", "cpu_s"}
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
