@@ -1,6 +1,6 @@
 """A child process that trains and kills itself at one step. Arguments: DATA CACHE RUNS [STEP COUNT]...
 
-Each case is a fork of a process that has imported everything but computed nothing; its run is RUNS/<number of the case>.
+Each case is a fork of a process that has imported all but computed nothing; its run is RUNS/<number of the case>.
 Prints one exit status a line.
 """
 
