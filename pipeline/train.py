@@ -36,7 +36,9 @@ from pipeline.optimisation import MovingAverage, learning_rate
 from pipeline.outputs import check_output_folder
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
+from pipeline.students.budget import MB, check_budget
+from pipeline.students.names import DEFAULT_STUDENT
+from pipeline.students.prepare import prepare_student
 from pipeline.torchscript import StudentCard
 from pipeline.validation import check_left, split_off_validation
 
@@ -52,7 +54,7 @@ class TrainConfig:
     """Everything that a run's numbers depend on, apart from images, cache, device and thread count."""
 
     student: str = DEFAULT_STUDENT
-    """Name of a torchvision classifier."""
+    """Name of a classifier of torchvision or timm, or my_model.py:build."""
     student_size_px: int = 224
     """Side of the square that the student sees."""
     epochs: int = 40
@@ -156,15 +158,16 @@ class _Training:
         check_left(targets, images)
         self._learn, self._val = targets["train"], targets["val"]
         self._learn.verify()
+        classes = reader.tasks[FOLDER_TASK]
+        self._student = prepare_student(
+            config.student, classes, config.student_size_px, seed=derived_seed(config.seed, "weights")
+        )
         self._card = StudentCard(
-            student=config.student, task=FOLDER_TASK, classes=reader.tasks[FOLDER_TASK],
+            student=self._student.source.name, task=FOLDER_TASK, classes=classes,
             size_px=config.student_size_px, geometry=self._learn.geometry, cache_id=reader.cache_id,
             taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
         )  # fmt: skip
-        model = build_student(
-            config.student, len(self._card.classes), config.student_size_px, derived_seed(config.seed, "weights")
-        )
-        check_input_size(model, config.student, config.student_size_px)
+        model = self._student.module
         artefact_bytes = check_budget(model, self._card, config.budget_mb)
         self._learn.check_witness(config.student_size_px, config.seed)
         self._model = model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
@@ -177,7 +180,7 @@ class _Training:
         self._val_pixels: Tensor | None = None
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
-            "images": _key_digest(self._learn.samples, self._val.samples),
+            "images": _key_digest(self._learn.samples, self._val.samples), **self._student.ids,
         }  # fmt: skip
         keys = bytearray(b"".join(sample.key for sample in self._learn.samples))
         self._learned_keys = torch.frombuffer(keys, dtype=torch.uint8).view(-1, 16)
@@ -220,6 +223,7 @@ class _Training:
             raise RunError(f"{self._run.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
         if previous["threads"] != torch.get_num_threads():
             log.info("the run had %d threads: its last digits may differ", previous["threads"])
+        self._student.check_resumes(previous)
         self._model.load_state_dict(previous["model"])
         self._average.model.load_state_dict(previous["ema"])
         self._optimizer.load_state_dict(previous["optimizer"])
@@ -337,6 +341,8 @@ class _Training:
             "model": self._model.state_dict(), "ema": self._average.model.state_dict(),
             "optimizer": self._optimizer.state_dict(), "learned_keys": self._learned_keys,
         }  # fmt: skip
+        if self._student.architecture is not None:
+            checkpoint["architecture"] = self._student.architecture
         self._run.save(checkpoint, self._card)
 
 
