@@ -14,7 +14,7 @@ import pickle
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,19 @@ METRIC_COLUMNS = (
     "images_per_s", "wall_s", "cpu_s",
 )  # fmt: skip
 CHECKPOINT_FORMAT = 1
+_IN_BEST = ("epoch", "ids", "learned_keys", "architecture")
+
+
+class Best(NamedTuple):
+    """What `best.pt` holds."""
+
+    weights: dict[str, torch.Tensor]
+    """Of the best epoch."""
+    card: StudentCard
+    ids: dict[str, str]
+    """Of the cache that it learned from, and of what it is made by."""
+    architecture: torch.Tensor | None
+    """TorchScript of a user's own model, which nothing else says; see `pipeline.students.architecture`."""
 
 
 class RunFolder:
@@ -70,7 +83,7 @@ class RunFolder:
         """Bring the other files up to date with a checkpoint: done after each save and, for a killed one, at resume."""
         if checkpoint["epoch"] and checkpoint["best"]["epoch"] == checkpoint["epoch"]:
             best = {"format": CHECKPOINT_FORMAT, "model": checkpoint["ema"], "card": card.to_json()}
-            best |= {name: checkpoint[name] for name in ("epoch", "ids", "learned_keys") if name in checkpoint}
+            best |= {name: checkpoint[name] for name in _IN_BEST if name in checkpoint}
             _write(self.best, best)
         table = io.StringIO()
         writer = csv.DictWriter(table, METRIC_COLUMNS, lineterminator="\n")
@@ -88,8 +101,8 @@ class RunFolder:
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
         return _read(self.last)
 
-    def load_best(self) -> tuple[dict[str, torch.Tensor], StudentCard, dict[str, str]]:
-        """(weights of the best epoch, card, ids of the cache it learned from); RunError where no epoch has ended."""
+    def load_best(self) -> Best:
+        """The best student; RunError where no epoch has ended."""
         if not self.best.is_file():
             started = (
                 f"no epoch of {self.path} has ended yet" if self.last.is_file() else f"{self.path} is not a run folder"
@@ -97,7 +110,8 @@ class RunFolder:
             writer = f"`softlabel train ... -o {shlex.quote(str(self.path))}`"
             raise RunError(f"{started}; expected {self.best.name}, which {writer} writes")
         best = _read(self.best)
-        return best["model"], StudentCard.from_json(best["card"]), best["ids"]
+        card = StudentCard.from_json(best["card"])
+        return Best(best["model"], card, best["ids"], best.get("architecture"))
 
     def check_finished(self) -> None:
         """RunError where the run was interrupted; a run of which only the best student was handed on is finished."""

@@ -36,7 +36,8 @@ from pipeline.joining import join
 from pipeline.outputs import check_output_folder
 from pipeline.process import deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students import build_student, check_budget, check_input_size
+from pipeline.students.budget import check_budget, n_parameters
+from pipeline.students.prepare import prepare_student
 from pipeline.torchscript import StudentCard
 from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig
@@ -98,7 +99,9 @@ def train(
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
         reader = CacheReader(cache, memory_map=False)
         images = scan_folder(data, scan)
-        training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
+        training = _Training(
+            run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
+        )
         report = training.announce()
         if previous is None:
             if config.teacher and not anyway:
@@ -114,7 +117,7 @@ class _Training:
 
     def __init__(
         self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None, skip_bad_images: bool,
+        workers: int | None, skip_bad_images: bool, *, resumed: bool,
     ) -> None:  # fmt: skip
         self._run, self._config, self._device, self._reader = run, config, device, reader
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
@@ -125,15 +128,16 @@ class _Training:
         check_left(targets, images)
         self._lessons = Lessons(targets["train"], config)
         learn = self._lessons.targets
+        self._student = prepare_student(
+            config.student, learn.classes, config.student_size_px, seed=derived_seed(config.seed, "weights"),
+            init="none" if resumed else config.init, dropout=config.dropout,
+        )  # fmt: skip
         self._card = StudentCard(
-            student=config.student, task=FOLDER_TASK, classes=learn.classes,
+            student=self._student.source.name, task=FOLDER_TASK, classes=learn.classes,
             size_px=config.student_size_px, geometry=learn.geometry, cache_id=reader.cache_id,
             taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
         )  # fmt: skip
-        model = build_student(
-            config.student, len(self._card.classes), config.student_size_px, derived_seed(config.seed, "weights")
-        )
-        check_input_size(model, config.student, config.student_size_px)
+        model = self._student.module
         self._artefact_bytes = check_budget(model, self._card, config.budget_mb)
         learn.check_witness(config.student_size_px, config.seed)
         labels_N = self._lessons.labels_N
@@ -152,6 +156,7 @@ class _Training:
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
             "images": _key_digest(learners, validators), "class_weights": _digest_of(weights_C),
+            **self._student.ids,
         }  # fmt: skip
         keys = bytearray(b"".join(sample.key for sample in self._lessons.samples))
         self._learned_keys = torch.frombuffer(keys, dtype=torch.uint8).view(-1, 16)
@@ -161,9 +166,11 @@ class _Training:
     def announce(self) -> TeacherReport:
         """Say what is trained on what; what the teacher is worth is also returned."""
         config = self._config
+        for line in self._student.init_report:
+            log.info("init     %s", printable(line))
         for line in banner(
             self._lessons, len(self._validate.targets.samples), self._val_source, config,
-            n_parameters=sum(weights.numel() for weights in self._learner.model.parameters()),
+            n_parameters=n_parameters(self._learner.model),
             artefact_bytes=self._artefact_bytes, device=self._device, precision=self._learner.precision,
             workers=self._n_workers,
         ):  # fmt: skip
@@ -189,6 +196,7 @@ class _Training:
             raise RunError(f"{self._run.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
         if previous["threads"] != torch.get_num_threads():
             log.info("the run had %d threads: its last digits may differ", previous["threads"])
+        self._student.check_resumes(previous)
         self._learner.restore(previous)
         self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
         self._stopped_early = previous.get("stopped_early", False)
@@ -278,6 +286,8 @@ class _Training:
             "ids": self._ids, "threads": torch.get_num_threads(), "learned_keys": self._learned_keys,
             **self._learner.state(),
         }  # fmt: skip
+        if self._student.architecture is not None:
+            checkpoint["architecture"] = self._student.architecture
         self._run.save(checkpoint, self._card)
 
 

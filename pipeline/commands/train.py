@@ -31,7 +31,7 @@ def _settings(command: Any) -> Any:
         _setting("--student", "student", str, "shufflenet_v2_x1_0", "torchvision or timm name, or my_model.py:build."),
         _setting("--student-size", "student_size_px", whole, 224, "Side of the student's images, pixels."),
         _setting("--init", "init", str, "none", "First weights: imagenet, a run folder, a file of weights, or none."),
-        _setting("--dropout", "dropout", number, 0.0, "Probability before the last linear layer."),
+        _setting("--dropout", "dropout", number, None, "Probability before the last linear layer [the model's own]."),
         _setting("--epochs", "epochs", whole, 40, "Passes over the train images."),
         _setting("--early-stopping", "early_stopping", whole, 0, "Epochs without a better macro F1; 0 = never stop."),
         _setting("--views", "n_views", whole, 0, "Use the first so many cached views only; 0 = all."),

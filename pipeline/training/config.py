@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.errors import SettingError, did_you_mean
 from pipeline.process import MAX_SEED
+from pipeline.students.names import DEFAULT_STUDENT
 
-DEFAULT_STUDENT = "shufflenet_v2_x1_0"
 CHOICES = {
     "target": ("view", "mean"),
     "optimizer": ("adamw", "sgd"),
@@ -41,8 +41,8 @@ class TrainConfig:
     """Side of the square that the student sees."""
     init: str = "none"
     """First weights: `imagenet`, a run folder, a file of weights, or `none` for random ones."""
-    dropout: float = 0.0
-    """Probability of dropping an input of the last linear layer, in [0, 1)."""
+    dropout: float | None = None
+    """Probability of dropping an input of the last linear layer, in [0, 1); None leaves the model its own."""
     epochs: int = 40
     """Passes over the train images; each shows another view of every image."""
     early_stopping: int = 0
@@ -98,10 +98,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), type(field.default))
+            if given[field.name] is not None or field.default is not None:
+                _check_type(field.name, given[field.name], float if field.default is None else type(field.default))
         for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:
+            if given[name] is not None and not low <= given[name] <= high:
                 raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
         for name, words in CHOICES.items():
             if (value := getattr(self, name)) not in words:

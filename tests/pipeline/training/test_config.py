@@ -22,7 +22,7 @@ def test_the_command_line_has_a_flag_for_every_setting_with_its_default_and_word
 
 
 def test_every_number_has_a_range_and_every_default_is_in_it() -> None:
-    numbers = {name for name, field in FIELDS.items() if type(field.default) in (int, float)}
+    numbers = {name for name, field in FIELDS.items() if type(field.default) in (int, float, type(None))}
     assert numbers == set(_RANGES)
     TrainConfig()
 
@@ -30,7 +30,8 @@ def test_every_number_has_a_range_and_every_default_is_in_it() -> None:
 @pytest.mark.parametrize("name", sorted(_RANGES))
 def test_a_number_out_of_range_says_what_it_got(name: str) -> None:
     low, high = _RANGES[name]
-    for value in map(type(FIELDS[name].default), (low - 1, high + 1)):
+    kind = int if type(FIELDS[name].default) is int else float
+    for value in map(kind, (low - 1, high + 1)):
         with pytest.raises(SettingError) as caught:
             TrainConfig(**{name: value})
         assert str(caught.value).startswith(f"{name} must be in ")

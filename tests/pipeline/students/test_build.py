@@ -11,16 +11,9 @@ from torch import nn
 
 from pipeline import torchscript
 from pipeline.errors import OverBudget, SettingError
-from pipeline.students import (
-    DEFAULT_STUDENT,
-    MB,
-    _family,
-    _largest_that_fits,
-    build_student,
-    check_budget,
-    parameter_bytes,
-    student_names,
-)
+from pipeline.students.budget import MB, _family, _largest_that_fits, check_budget
+from pipeline.students.build import build_student, parameter_bytes
+from pipeline.students.names import DEFAULT_STUDENT, student_names
 from pipeline.torchscript import StudentCard
 
 
