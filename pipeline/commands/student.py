@@ -1,51 +1,13 @@
-"""The commands for a finished student: evaluate, export, predict. Each parses, calls one function, prints a result."""
+"""What a finished student is taken for: export and predict. Each parses, calls one function, prints its result."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.shared import DEVICES, FILE, data_options, device_options
-
-if TYPE_CHECKING:
-    from data.options import ScanOptions
-
-
-@click.command()
-@click.argument("model", type=FILE)
-@click.argument("data", type=FILE)
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
-@click.option("--cache", "cache_file", type=FILE, help="Where the teacher's answers stand [the run's own cache].")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write JSON (- = print).")
-@device_options
-@data_options
-def evaluate(
-    model: Path, data: Path, split: str, cache_file: Path | None, json_file: Path | None, device: str,
-    workers: int | None, scan: ScanOptions,
-) -> None:  # fmt: skip
-    """Measure MODEL, a run folder or an exported file, on a split of DATA."""
-    from pipeline.errors import OutputExists
-    from pipeline.evaluate import evaluate as run_evaluation
-    from pipeline.outputs import check_output_file
-
-    if json_file is not None and str(json_file) != "-":
-        check_output_file(json_file)
-        if json_file.exists():
-            raise OutputExists(f"{json_file} exists: choose another name, or delete it")
-    result = run_evaluation(model, data, split=split, cache=cache_file, device=device, workers=workers, scan=scan)
-    as_json = json.dumps(result.to_dict(), indent=1)
-    if json_file is None or str(json_file) != "-":
-        click.echo(result.to_table())
-    else:
-        click.echo(as_json)
-    if json_file is not None and str(json_file) != "-":
-        from cache.durable import write_atomic
-
-        write_atomic(json_file, as_json.encode())
+from pipeline.commands.shared import DEVICES, FILE
 
 
 @click.command()
