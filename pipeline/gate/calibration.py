@@ -1,4 +1,4 @@
-"""How sure a teacher is: calibration, entropy at a temperature, and the temperatures worth trying.
+"""How sure a teacher is: entropy at a temperature, and the temperatures worth trying.
 
 Knows raw logits only. N samples, C classes. Run: softlabel cache info t.h5 --data DATA
 """
@@ -13,25 +13,6 @@ from numpy.typing import NDArray
 ENTROPY_BAND = (0.3, 0.8)
 """Shares of log C between which soft targets say something that labels do not, and still tell classes apart."""
 _T_LIMITS = (1e-3, 1e4)
-
-
-def expected_calibration_error(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], n_bins: int = 15) -> float:
-    """Mean |accuracy - confidence| over equal-width bins, weighted by images; float in [0, 1].
-
-    Confidence is the largest probability at T = 1. Bin m holds ((m - 1) / M, m / M] (Guo et al. 2017, eq. 3).
-    """
-    confidence_N = confidence(logits_NC)
-    correct_N = logits_NC.argmax(axis=1) == labels_N
-    bin_N = np.ceil(confidence_N * n_bins).astype(np.int64).clip(1, n_bins) - 1
-    surplus = np.bincount(bin_N, weights=correct_N - confidence_N, minlength=n_bins)
-    return float(np.abs(surplus).sum() / len(labels_N))
-
-
-def confidence(logits_NC: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The largest probability of each row at T = 1, float64 [N]."""
-    with np.errstate(over="ignore"):  # -inf below the largest is as improbable as it should be
-        below_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
-    return np.asarray(1 / np.exp(below_NC).sum(axis=1, dtype=np.float64))
 
 
 def mean_entropy(logits_NC: NDArray[np.floating], temperature: float) -> float:

@@ -19,10 +19,11 @@ from data.errors import BadSamples
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, scan_folder
 from pipeline.errors import TeacherError
-from pipeline.gate.calibration import confidence, expected_calibration_error, mean_entropy, temperature_range
+from pipeline.gate.calibration import mean_entropy, temperature_range
 from pipeline.gate.chance import Renaming, adjusted_for_chance, chance_p_value, find_renaming
 from pipeline.joining import join
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
+from pipeline.metrics.calibration import confidence, expected_calibration_error
 from pipeline.targets import SEEN, TeacherTargets
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
