@@ -1,146 +1,234 @@
-"""Measure a finished student on one split: metrics, confusion matrix, agreement with its teacher.
+"""Measure a finished student on the splits of a data folder, its teacher beside it where the cache has the images.
 
-Never trains, loads no teacher: the teacher's answers come from the cache, where it holds that split.
-Run: softlabel evaluate RUN DATA --split test
+Never trains, loads no teacher: the teacher's answers come from the cache. Scores are made in `pipeline.metrics`.
+Run: softlabel evaluate RUN DATA -o SCORES
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cache import CacheError, CacheReader
-from cache.errors import CacheMismatch, printable
-from data.loaders import StudentLoader, ViewItem, default_workers, is_decodable
+from data.errors import BadSamples, DataNotFound
+from data.groups import read_groups
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, Sample, scan_folder
-from data.views import CLEAN_ROW
-from pipeline.errors import RunError
+from data.samples import Sample, scan_folder
+from data.splits import SPLITS
+from pipeline.answers import Answering
+from pipeline.errors import RunError, SettingError
 from pipeline.inference import Student, load_student
-from pipeline.joining import join
-from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
+from pipeline.metrics.evaluation import Evaluation, SeedsEvaluation
+from pipeline.metrics.scoring import Questions, evaluate_split, spread_over_seeds
+from pipeline.metrics.sensitivity import check_group
+from pipeline.metrics.subgroups import name_values
 from pipeline.process import resolve_device
 
 log = logging.getLogger(__name__)
 
-_BATCH_SIZE = 128
+THRESHOLDS_FROM = ("auto", "val", "same")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A student on one split, and its teacher on the same images where the cache holds them."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured."""
 
-    split: str
-    student: Metrics
-    teacher: Metrics | None
-    agreement: Agreement | None
-    classes: tuple[str, ...]
+    split: str = "all"
+    """`train`, `val`, `test`, or `all` that there are."""
+    csv: Path | None = None
+    """Table with a row an image, for the columns below."""
+    image_column: str | None = None
+    """Its column of images; None: the first of `data.groups.IMAGE_COLUMNS` there is."""
+    group_column: str | None = None
+    """Which images belong together: the bootstrap draws whole groups. None: each image is one."""
+    subgroup_columns: tuple[str, ...] = ()
+    """Each makes a table of scores by its values."""
+    sensitivity_of: tuple[str, ...] = ()
+    """Classes that together must not be missed."""
+    at_specificity: float = 0.9
+    """Share of the other images that must be left alone, in (0, 1]."""
+    threshold_from: str = "auto"
+    """Whose images choose the threshold: `val`, the `same` that it is measured on, `auto`: val where there is one."""
+    n_resamples: int = 1000
+    """Of the bootstrap."""
+    seed: int = 0
+    """Of the bootstrap."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        return {**asdict(self), "classes": list(self.classes)}
-
-    def to_table(self) -> str:
-        """For people: totals, per-class scores, confusion matrix."""
-        lines = [f"{self.split}: {self.student.n_samples:,} images"]
-        lines += [_total_line("student", self.student)]
-        if self.teacher and self.agreement:
-            lines += [_total_line("teacher", self.teacher)]
-            lines += [f"agreement  top-1 {self.agreement.top1:.3f}  KL {self.agreement.kl_nats:.3f} nats"]
-        width = max(len(name) for name in (*self.classes, "class"))
-        lines += ["", f"{'class':{width}}  precision  recall     f1  images"]
-        for name, score in self.student.per_class.items():
-            shares = (score["precision"], score["recall"], score["f1"])
-            numbers = "  ".join(
-                f"{'-' if x is None else f'{x:.3f}':>{w}}" for x, w in zip(shares, (9, 6, 5), strict=True)
-            )
-            lines.append(f"{name:{width}}  {numbers}  {score['support']:6.0f}")
-        columns = "".join(f"{i:>6}" for i in range(len(self.classes)))
-        lines += ["", "confusion: rows true, columns predicted", f"{'':{width + 4}}{columns}"]
-        for i, (name, row) in enumerate(zip(self.classes, self.student.confusion, strict=True)):
-            lines.append(f"{i:>3} {name:{width}}" + "".join(f"{count:6}" for count in row))
-        return "\n".join(map(printable, lines))
-
-
-def _total_line(who: str, metrics: Metrics) -> str:
-    return (
-        f"{who:9}  accuracy {metrics.accuracy:.3f} (majority share {metrics.majority_share:.3f})"
-        f"  balanced {metrics.balanced_accuracy:.3f}  macro F1 {metrics.macro_f1:.3f}"
-    )
+    def __post_init__(self) -> None:
+        for name, low, high in (("at_specificity", 0.01, 1), ("n_resamples", 40, 1_000_000)):
+            if not low <= getattr(self, name) <= high:
+                raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
+        for name, known in (("split", (*SPLITS, "all")), ("threshold_from", THRESHOLDS_FROM)):
+            if getattr(self, name) not in known:
+                raise SettingError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        has_columns = self.group_column is not None or bool(self.subgroup_columns)
+        if has_columns and self.csv is None:
+            raise SettingError("--group-column and --subgroup-column are columns of a table: name it by --csv FILE")
+        if self.csv is not None and not has_columns:
+            raise SettingError("--csv is read for --group-column COLUMN or --subgroup-column COLUMN: name at least one")
 
 
 def evaluate(
     model: str | Path,
     data: str | Path,
+    config: EvaluateConfig = EvaluateConfig(),
     *,
-    split: str = "test",
     cache: Path | None = None,
     device: str = "auto",
     workers: int | None = None,
     scan: ScanOptions = ScanOptions(),
 ) -> Evaluation:
-    """Evaluate a run folder or an exported file on the clean view of every image of a split.
+    """Evaluate a run folder or an exported file on the clean view of every image of its splits.
 
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
     """
+    check_arguments(model, data)
     student = load_student(model, resolve_device(device))
-    samples = scan_folder(data, scan).of_split(split)
-    if scan.skip_bad_images:
-        samples = [sample for sample in samples if is_decodable(sample)]
-    labels = _labels(samples, student)
-    told = _teacher_logits(student, samples, cache, str(data))
-    workers = default_workers(student.device) if workers is None else workers
-    logits = clean_logits(student, samples, workers)
-    classes = student.card.classes
-    return Evaluation(
-        split=split,
-        student=classification_metrics(logits, labels, classes),
-        teacher=None if told is None else classification_metrics(told, labels, classes),
-        agreement=None if told is None else agreement(logits, told),
-        classes=classes,
-    )
+    check_group(config.sensitivity_of, student.card.classes)
+    answering = Answering(student, scan_folder(data, scan), cache, workers, scan)
+    return _Measuring(answering, config).evaluation(str(model), _notices(student))
 
 
-def clean_logits(student: Student, samples: list[Sample], workers: int) -> NDArray[np.float32]:
-    """Raw logits of the clean view of each sample, float32 [N, C]."""
-    items = [ViewItem(sample, CLEAN_ROW, i) for i, sample in enumerate(samples)]
-    batches = [items[start : start + _BATCH_SIZE] for start in range(0, len(items), _BATCH_SIZE)]
-    loader = StudentLoader(student.card.size_px, student.card.geometry, workers)
-    return student.logits_of(pixels for pixels, _ in loader(batches))
+def evaluate_seeds(
+    folder: str | Path,
+    data: str | Path,
+    config: EvaluateConfig = EvaluateConfig(),
+    *,
+    cache: Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> SeedsEvaluation:
+    """Evaluate each run of `train --seeds` alike: mean and standard deviation over the seeds."""
+    students = {path.name: load_student(path, resolve_device(device)) for path in seed_runs(folder)}
+    for student in students.values():
+        check_group(config.sensitivity_of, student.card.classes)
+    images = scan_folder(data, scan)
+    found = {}
+    for name, student in students.items():
+        log.info("%s of %d seeds", name, len(students))
+        answering = Answering(student, images, cache, workers, scan)
+        found[name] = _Measuring(answering, config).evaluation(str(Path(folder, name)), _notices(student))
+    return SeedsEvaluation(model=str(folder), seeds=found, spread=spread_over_seeds(list(found.values())))
 
 
-def _labels(samples: list[Sample], student: Student) -> NDArray[np.int64]:
-    column = {name: i for i, name in enumerate(student.card.classes)}
-    unknown = sorted({sample.labels[FOLDER_TASK] for sample in samples} - set(column))
-    if unknown:
-        raise RunError(f"the student does not know the classes {', '.join(unknown)}; it knows {', '.join(column)}")
-    return np.array([column[sample.labels[FOLDER_TASK]] for sample in samples], np.int64)
+def seed_runs(folder: str | Path) -> list[Path]:
+    """The runs of a folder that `train --seeds` made, by seed; empty for anything else."""
+    if (Path(folder) / "best.pt").exists():
+        return []
+    named = [(path.name.removeprefix("seed-"), path) for path in Path(folder).glob("seed-*") if path.is_dir()]
+    return [path for number, path in sorted((int(seed), path) for seed, path in named if seed.isdecimal())]
 
 
-def _teacher_logits(
-    student: Student, samples: list[Sample], cache: Path | None, data: str
-) -> NDArray[np.float32] | None:
-    """The teacher's logits in the student's class order, float32 [N, C]; None, with a notice, where there are none."""
-    path = cache or (student.run.cache_path() if student.run else None)
-    if path is None:
-        return None
+def check_arguments(model: str | Path, data: str | Path) -> None:
+    """RunError or DataNotFound where MODEL or DATA is something else that has its place on the command line."""
+    if _is_cache(model):
+        raise RunError(f"{model} is a cache, no student: name a run folder or an exported file; the cache is --cache's")
+    if _is_cache(data):
+        raise DataNotFound(f"{data} is a cache, no folder of images: the order is MODEL DATA, the cache is --cache's")
+    if Path(model).is_dir() and not _is_model(model) and _is_model(data):
+        raise RunError(f"{model} is no student, and {data} is one: the order is `softlabel evaluate MODEL DATA`")
+
+
+class _Measuring:
+    """One student, and what is asked of it."""
+
+    def __init__(self, answering: Answering, config: EvaluateConfig) -> None:
+        self._answering, self._config = answering, config
+
+    def evaluation(self, model: str, notices: tuple[str, ...]) -> Evaluation:
+        """All that was asked for; what the user got wrong is said before any image is looked at."""
+        answering, config = self._answering, self._config
+        wanted = list(answering.splits) if config.split == "all" else [config.split]
+        chooser = self._chooser()
+        splits = wanted if chooser is None or chooser in wanted else [*wanted, chooser]
+        for split in splits:
+            answering.labels(split)
+        questions = self._questions([sample for split in wanted for sample in answering.samples(split)])
+        answers = {split: answering.answers(split) for split in splits}
+        found = {}
+        for split in wanted:
+            thresholds_from = None if chooser in (None, split) else answers[str(chooser)]
+            found[split] = evaluate_split(answers[split], answering.classes, questions, thresholds_from)
+        return Evaluation(model=model, classes=answering.classes, splits=found, notices=notices)
+
+    def _chooser(self) -> str | None:
+        """The split that chooses the thresholds; None where each chooses its own."""
+        has_val = "val" in self._answering.splits
+        if not self._config.sensitivity_of or self._config.threshold_from == "same":
+            return None
+        if not has_val and self._config.threshold_from == "val":
+            raise DataNotFound(
+                f"--threshold-from val: there is no val split, only {', '.join(self._answering.splits)}; "
+                "--threshold-from same chooses on the images that are measured"
+            )
+        return "val" if has_val else None
+
+    def _questions(self, samples: Sequence[Sample]) -> Questions:
+        config = self._config
+        questions = Questions(
+            n_resamples=config.n_resamples, seed=config.seed,
+            sensitivity_of=config.sensitivity_of, at_specificity=config.at_specificity,
+        )  # fmt: skip
+        if config.csv is None:
+            return questions
+        if config.group_column is not None:
+            _check_known(samples, _column(samples, config, config.group_column), config)
+            groups = read_groups(samples, config.csv, config.group_column, config.image_column)
+            questions = replace(questions, group_of=groups, unit=config.group_column)
+        subgroups = {}
+        for column in config.subgroup_columns:
+            value_of = _column(samples, config, column)
+            keys = [sample.key for sample in samples]
+            names, order = name_values(column, [value_of.get(key, "") for key in keys])
+            subgroups[column] = (dict(zip(keys, names, strict=True)), order)
+        return replace(questions, subgroups=subgroups)
+
+
+def _notices(student: Student) -> tuple[str, ...]:
+    """What a reader of the scores must know of the run; also said at once."""
+    if student.run is None:
+        return ()
     try:
-        reader = CacheReader(path, memory_map=False)
-        if lacking := set(student.card.classes) - set(reader.tasks.get(FOLDER_TASK, ())):
-            raise CacheMismatch(f"{path} does not know the student's classes {', '.join(sorted(lacking))}")
-        if cache is None and reader.recipe_id != student.recipe_id:
-            raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
-        targets = join(reader, {"evaluated": samples}, data, clean=["evaluated"])["evaluated"]
-        targets.verify()
-    except CacheError as error:
-        if cache is not None:
-            raise
-        log.info("no agreement with the teacher: %s", error)
-        return None
-    order = [reader.tasks[FOLDER_TASK].index(name) for name in student.card.classes]
-    return targets.teacher_logits(targets.clean_rows())[:, order]
+        student.run.check_finished()
+    except RunError as interrupted:
+        notice = f"these are the scores of the best student so far: {interrupted}"
+        log.info("notice   %s", notice)
+        return (notice,)
+    return ()
+
+
+def _column(samples: Sequence[Sample], config: EvaluateConfig, column: str) -> dict[bytes, str]:
+    """What the table says of each image that it knows; BadSamples where it knows none."""
+    assert config.csv is not None
+    found = read_groups(samples, config.csv, column, config.image_column, required=lambda sample: False)
+    if not found:
+        raise BadSamples(
+            f"{config.csv} has a {column} for none of the {len(samples):,} images (first: {samples[0].name}): "
+            "is it the table of other images? Is --image-column another one?"
+        )
+    return found
+
+
+def _check_known(samples: Sequence[Sample], found: Mapping[bytes, str], config: EvaluateConfig) -> None:
+    """BadSamples where the table knows no image of a whole split."""
+    known = {sample.split for sample in samples if sample.key in found}
+    if unknown := {sample.split for sample in samples} - known:
+        raise BadSamples(
+            f"{config.csv} has a {config.group_column} for no image of {', '.join(sorted(unknown))}: "
+            f"evaluate --split {min(known)} alone, or name a table of all images"
+        )
+
+
+def _is_cache(path: str | Path) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return False
+
+
+def _is_model(path: str | Path) -> bool:
+    folder = Path(path)
+    return folder.is_file() or any((folder / name).exists() for name in ("best.pt", "last.pt")) or bool(seed_runs(path))
