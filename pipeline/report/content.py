@@ -16,7 +16,7 @@ from pipeline.metrics.evaluation import Answers
 from pipeline.metrics.full import probabilities
 from pipeline.training.verdicts import Verdict
 
-N_SHOWN = 6
+N_SHOWN = 8
 """Images of each kind."""
 
 
@@ -50,6 +50,8 @@ class ShownSamples:
     """Some images that have something in common."""
 
     title: str
+    remark: str
+    """How they were chosen."""
     numbers: tuple[int, ...]
     """Places in the answers."""
 
@@ -71,12 +73,24 @@ def shown_samples(answers: Answers) -> list[ShownSamples]:
         free_N[chosen] = False
         return tuple(by_key[chosen].tolist())
 
-    found = [ShownSamples("Most confident mistakes", choose(student_NC.max(axis=1), ~right_N))]
+    found = [
+        ShownSamples(
+            "Most confident mistakes",
+            "Of the wrong answers, those with the highest probability. Bars are probabilities in percent.",
+            choose(student_NC.max(axis=1), ~right_N),
+        )
+    ]
     if answers.teacher_NC is not None:
         teacher_NC = probabilities(answers.teacher_NC)[by_key]
         differs_N = np.abs(teacher_NC - student_NC).sum(axis=1) / 2
         is_other_N = teacher_NC.argmax(axis=1) != said_N
-        found.append(ShownSamples("Largest disagreements with the teacher", choose(differs_N, is_other_N)))
+        found.append(
+            ShownSamples(
+                "Largest disagreements with the teacher",
+                "Of the images that both answer differently, those with the largest total variation between the two.",
+                choose(differs_N, is_other_N),
+            )
+        )
     shuffled_N = np.random.default_rng(0).random(len(by_key))
-    found.append(ShownSamples("Some right answers", choose(shuffled_N, right_N)))
+    found.append(ShownSamples("Some right answers", "Drawn at random, with a fixed seed.", choose(shuffled_N, right_N)))
     return [group for group in found if group.numbers]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cache.errors import printable
 from pipeline.metrics.calibration import CalibrationBin
-from pipeline.report.svg import FAINT, INK, PAPER, STUDENT, TEACHER, TRAIN, new_figure, plain_axes, to_svg
+from pipeline.report.svg import FAINT, INK, STUDENT, TEACHER, TRAIN, new_figure, plain_axes, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,10 @@ MAX_COUNTED = 25
 """Classes up to which a confusion matrix has its counts written into it."""
 _MAX_NAME = 22
 """Letters of a class name along an axis."""
+_LEVELS = 20
+"""Of the shares in a confusion matrix."""
+_FULL = 0.6
+"""Opacity of a whole row in one cell: numbers in the page's ink are legible on it by day and by night."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def _curve_figure(
     axes.set_xlim(1 - 0.02 * n_epochs, n_epochs * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("epoch", fontsize=8, color=FAINT)
     if len(lines) > 1 or teacher_level is not None:
         _legend(axes)
@@ -147,10 +152,10 @@ def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) 
         axes = plain_axes(figure, "")
         axes.grid(visible=False)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        for true, said in zip(*np.nonzero(counts), strict=True):
-            _cell(axes, int(said), int(true), float(shares[true, said]))
+        _fill_cells(axes, shares)
         if n_classes <= MAX_COUNTED:
-            _write_counts(axes, counts, shares)
+            for true, said in zip(*np.nonzero(counts), strict=True):
+                axes.text(said, true, f"{counts[true, said]}", ha="center", va="center", fontsize=8, color=INK)
         size = 8.5 if n_classes <= MAX_COUNTED else 7
         axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size, color=INK)
         axes.set_yticks(range(n_classes), names, fontsize=size, color=INK)
@@ -164,25 +169,30 @@ def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) 
     return to_svg(draw, "confusion")
 
 
-def _cell(axes: Axes, x: int, y: int, share: float) -> None:
-    from matplotlib.patches import Rectangle
+def _fill_cells(axes: Axes, shares: NDArray[np.float64]) -> None:
+    """One path for all cells of a level: thousands of them stay small."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
 
-    axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, color=STUDENT, alpha=round(share, 3), linewidth=0))
-
-
-def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
-    for true, said in zip(*np.nonzero(counts), strict=True):
-        colour = PAPER if shares[true, said] > 0.5 else INK
-        axes.text(said, true, f"{counts[true, said]}", ha="center", va="center", fontsize=8, color=colour)
+    levels = np.ceil(shares * _LEVELS).astype(int)
+    square = np.array([(-0.47, -0.47), (0.47, -0.47), (0.47, 0.47), (-0.47, 0.47), (-0.47, -0.47)])
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    for level in range(1, _LEVELS + 1):
+        true, said = np.nonzero(levels == level)
+        if len(true):
+            corners = (np.stack([said, true], axis=1)[:, None] + square).reshape(-1, 2)
+            path = Path(corners, codes * len(true))
+            axes.add_patch(PathPatch(path, color=STUDENT, alpha=_FULL * level / _LEVELS, linewidth=0))
 
 
 def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+    """Cut in the middle: names of one family differ at their ends."""
+    name, half = printable(name), _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[: half - 1].rstrip()}…{name[-half:].lstrip()}"
 
 
 def reliability_svg(student: Sequence[CalibrationBin], teacher: Sequence[CalibrationBin] | None) -> str:
-    """Accuracy over confidence of the student's bins, the teacher's beside; the area of a dot is its share of images."""
+    """Accuracy over confidence of the student's bins, the teacher's beside; a dot's area is its share of images."""
 
     def draw() -> Figure:
         figure = new_figure(4.4, 4.2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 INK, FAINT, GRID = "#000101", "#000102", "#000103"
-STUDENT, TEACHER, TRAIN, PAPER = "#000104", "#000105", "#000106", "#000107"
+STUDENT, TEACHER, TRAIN = "#000104", "#000105", "#000106"
 _VARIABLES = {
     INK: "--ink", FAINT: "--faint", GRID: "--line", STUDENT: "--student", TEACHER: "--teacher", TRAIN: "--train",
-    PAPER: "--paper",
 }  # fmt: skip
 """Colours that stand for variables of the page, which has others at night."""
 _SETTINGS: dict[str, Any] = {
@@ -56,11 +56,13 @@ def to_svg(draw: Any, name: str) -> str:
     """The inline SVG of the figure that `draw()` returns; `name` sets its ids apart from those of other figures."""
     import matplotlib
 
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         figure: Figure = draw()
         for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
             _as_written(text)
         buffer = io.StringIO()
+        # Letters that matplotlib's font lacks are drawn by the page's; only their width is guessed.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(buffer.getvalue(), name)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.gate.calibration import confidence, mean_entropy
+from pipeline.gate.calibration import mean_entropy
+from pipeline.metrics.calibration import confidence
 
 if TYPE_CHECKING:
     from pipeline.gate.report import TeacherReport
