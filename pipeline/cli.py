@@ -18,9 +18,10 @@ import click
 
 from pipeline.commands.cache import cache
 from pipeline.commands.demo import demo
+from pipeline.commands.evaluate import evaluate
 from pipeline.commands.imports import cache_import
 from pipeline.commands.repair import probe, rehead
-from pipeline.commands.student import evaluate, export, predict, train
+from pipeline.commands.student import export, predict, train
 from pipeline.commands.teacher import teacher
 
 

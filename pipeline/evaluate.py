@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data.errors import BadSamples, DataNotFound
 from data.groups import read_groups
@@ -101,6 +102,7 @@ def evaluate_seeds(
     scan: ScanOptions = ScanOptions(),
 ) -> SeedsEvaluation:
     """Evaluate each run of `train --seeds` alike: mean and standard deviation over the seeds."""
+    check_arguments(folder, data)
     students = {path.name: load_student(path, resolve_device(device)) for path in seed_runs(folder)}
     for student in students.values():
         check_group(config.sensitivity_of, student.card.classes)
@@ -111,6 +113,13 @@ def evaluate_seeds(
         answering = Answering(student, images, cache, workers, scan)
         found[name] = _Measuring(answering, config).evaluation(str(Path(folder, name)), _notices(student))
     return SeedsEvaluation(model=str(folder), seeds=found, spread=spread_over_seeds(list(found.values())))
+
+
+def evaluate_any(
+    model: str | Path, data: str | Path, config: EvaluateConfig = EvaluateConfig(), **options: Any
+) -> Evaluation | SeedsEvaluation:
+    """`evaluate_seeds` of a folder of several runs, `evaluate` of anything else."""
+    return (evaluate_seeds if seed_runs(model) else evaluate)(model, data, config, **options)
 
 
 def seed_runs(folder: str | Path) -> list[Path]:

@@ -1,9 +1,8 @@
-"""The commands of stage two: train, evaluate, export, predict. Each parses, calls one function, prints its result."""
+"""The commands of stage two: train, export, predict. Each parses, calls one function, prints its result."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,39 +61,6 @@ def train(
             data, cache_file, out, config, resume=resume, anyway=anyway, device=device, workers=workers, scan=scan
         )
     click.echo(f"{out}: best epoch {result.best_epoch}, val macro F1 {result.best_macro_f1:.3f}, {result.wall_s:.0f} s")
-
-
-@click.command()
-@click.argument("model", type=FILE)
-@click.argument("data", type=FILE)
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
-@click.option("--cache", "cache_file", type=FILE, help="Where the teacher's answers stand [the run's own cache].")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write JSON (- = print).")
-@device_options
-@data_options
-def evaluate(
-    model: Path, data: Path, split: str, cache_file: Path | None, json_file: Path | None, device: str,
-    workers: int | None, scan: ScanOptions,
-) -> None:  # fmt: skip
-    """Measure MODEL, a run folder or an exported file, on a split of DATA."""
-    from pipeline.errors import OutputExists
-    from pipeline.evaluate import evaluate as run_evaluation
-    from pipeline.outputs import check_output_file
-
-    if json_file is not None and str(json_file) != "-":
-        check_output_file(json_file)
-        if json_file.exists():
-            raise OutputExists(f"{json_file} exists: choose another name, or delete it")
-    result = run_evaluation(model, data, split=split, cache=cache_file, device=device, workers=workers, scan=scan)
-    as_json = json.dumps(result.to_dict(), indent=1)
-    if json_file is None or str(json_file) != "-":
-        click.echo(result.to_table())
-    else:
-        click.echo(as_json)
-    if json_file is not None and str(json_file) != "-":
-        from cache.durable import write_atomic
-
-        write_atomic(json_file, as_json.encode())
 
 
 @click.command()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _MAX_NUMBERED = 30
 """Classes; in a larger matrix the numbers would be too small to read."""
 _LONGEST_NAME = 30
+_NAME_INCH = 0.11
+"""Height of a line of class names that can still be read; where rows are lower, not every one is named."""
+_ROOM_FOR_SIGN_INCH = 0.5
 _INK, _FAINT, _BLUE, _RED = "#1f2933", "#9aa5b1", "#2b6cb0", "#c0392b"
 
 
@@ -38,23 +41,25 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     support = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
     names = [_short(name) for name in classes]
-    n_classes, is_numbered = len(classes), len(classes) <= _MAX_NUMBERED
-    cell_inch = _cell_inch(n_classes)
-    margin_inch = 0.35 + 0.085 * max(map(len, names)) * _name_size(n_classes) / 10
-    side = cell_inch * n_classes
-    figure = Figure(figsize=(side + margin_inch + 1.5, side + margin_inch * 0.85 + 0.9), layout="constrained")
+    n_classes, cell_inch = len(classes), _cell_inch(len(classes))
+    side_inch, names_inch = cell_inch * n_classes, 0.085 * (8 + max(map(len, names)))
+    figure = Figure(figsize=(side_inch + names_inch + 0.6, side_inch + names_inch + 0.6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if is_numbered:
+    if n_classes <= _MAX_NUMBERED:
         _write_cells(axes, counts, shares, support[:, 0], cell_inch)
+    else:
+        bar = figure.colorbar(image, ax=axes, shrink=0.3, aspect=18, pad=0.02)
+        bar.set_label("share of the true class", color=_INK)
+        bar.outline.set_visible(False)
     _name_axes(axes, names, support[:, 0].tolist(), n_classes)
-    axes.set_xlabel("predicted", color=_INK, labelpad=8)
+    has_bare_shares = cell_inch <= _ROOM_FOR_SIGN_INCH and n_classes <= _MAX_NUMBERED
+    axes.set_xlabel(
+        "predicted (% of the row, images below)" if has_bare_shares else "predicted", color=_INK, labelpad=8
+    )
     axes.set_ylabel("true (images)", color=_INK, labelpad=8)
     if title:
         axes.set_title(printable(title), color=_INK, fontsize=12, pad=12, parse_math=False)
-    bar = figure.colorbar(image, ax=axes, shrink=min(1, 3 / side), aspect=18, pad=0.02)
-    bar.set_label("share of the true class", color=_INK)
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -93,35 +98,39 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     with warnings.catch_warnings():
         # Class names in a script that the font lacks are boxes in the picture; the CSV beside it has them.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _write_cells(axes: Any, counts: np.ndarray, shares: np.ndarray, support: np.ndarray, cell_inch: float) -> None:
     size = min(11.0, cell_inch * 17)
+    line = size / 72 / cell_inch
     for row, column in np.ndindex(*counts.shape):
         if support[row] == 0:
             axes.text(column, row, "-", ha="center", va="center", color=_FAINT, fontsize=size)
         elif counts[row, column]:
             ink = "white" if shares[row, column] > 0.55 else _INK
             share = f"{100 * shares[row, column]:.0f}"
-            axes.text(column, row - 0.14, f"{share} %" if cell_inch > 0.5 else share,
+            axes.text(column, row - 0.5 * line, f"{share} %" if cell_inch > _ROOM_FOR_SIGN_INCH else share,
                       ha="center", va="center", color=ink, fontsize=size)  # fmt: skip
-            axes.text(column, row + 0.22, f"{counts[row, column]:,}",
-                      ha="center", va="center", color=ink, fontsize=0.68 * size, alpha=0.8)  # fmt: skip
+            axes.text(column, row + 0.65 * line, f"{counts[row, column]:,}",
+                      ha="center", va="center", color=ink, fontsize=0.72 * size, alpha=0.8)  # fmt: skip
 
 
 def _name_axes(axes: Any, names: Sequence[str], support: Sequence[int], n_classes: int) -> None:
-    size, every = _name_size(n_classes), range(n_classes)
-    is_wide = max(map(len, names)) * size * 0.6 / 72 > 0.95 * _cell_inch(n_classes)
-    axes.set_xticks(every, names, rotation=45 if is_wide else 0, ha="right" if is_wide else "center",
-                    rotation_mode="anchor" if is_wide else None, fontsize=size, parse_math=False)  # fmt: skip
-    rows = [f"{name} ({count:,})" for name, count in zip(names, support, strict=True)]
-    axes.set_yticks(every, rows, fontsize=size, parse_math=False)
-    axes.set_xticks(np.arange(n_classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(n_classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5 if n_classes <= _MAX_NUMBERED else 0.4)
-    axes.tick_params(which="both", length=0, colors=_INK)
+    cell_inch = _cell_inch(n_classes)
+    size = min(10.0, 72 * 0.75 * max(cell_inch, _NAME_INCH))
+    named = range(0, n_classes, math.ceil(_NAME_INCH / cell_inch))
+    is_wide = max(map(len, names)) * size * 0.6 / 72 > 0.95 * cell_inch
+    style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_wide else {}
+    axes.set_xticks(named, [names[i] for i in named], fontsize=size, parse_math=False, **style)
+    axes.set_yticks(named, [f"{names[i]} ({support[i]:,})" for i in named], fontsize=size, parse_math=False)
+    if n_classes <= 2 * _MAX_NUMBERED:
+        edges = np.arange(n_classes + 1) - 0.5
+        axes.set_xticks(edges, minor=True)
+        axes.set_yticks(edges, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5 if n_classes <= _MAX_NUMBERED else 0.5)
+    axes.tick_params(which="both", length=0)
     _plain_frame(axes, "left", "bottom")
 
 
@@ -131,14 +140,10 @@ def _plain_frame(axes: Any, *also: str) -> None:
 
 
 def _cell_inch(n_classes: int) -> float:
-    """So that two classes make no postage stamp, thirty no poster, and a thousand still a picture."""
+    """So that two classes make no postage stamp, and a thousand a picture of 24 inches, 3,600 pixels."""
     if n_classes <= _MAX_NUMBERED:
-        return min(1.0, max(0.38, 5.5 / n_classes))
-    return max(12 / n_classes, 0.02)
-
-
-def _name_size(n_classes: int) -> float:
-    return 10.0 if n_classes <= _MAX_NUMBERED else max(1.0, min(8.0, 72 * 0.85 * _cell_inch(n_classes)))
+        return min(1.0, max(0.46, 5.5 / n_classes))
+    return min(24 / n_classes, max(12 / n_classes, _NAME_INCH))
 
 
 def _short(name: str) -> str:
