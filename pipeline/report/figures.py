@@ -27,7 +27,7 @@ _MAX_NAME = 22
 _LEVELS = 20
 """Of the shares in a confusion matrix."""
 _FULL = 0.6
-"""Opacity of a whole row in one cell: numbers in the page's ink are legible on it by day and by night."""
+"""Opacity of a whole row in one cell with a number: the page's ink is legible on it by day and by night."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +52,33 @@ class Plot:
 
 
 def plots_of(settings: Mapping[str, Any]) -> tuple[Plot, ...]:
-    """What is drawn of a run with these settings; columns that it does not have are left out."""
-    train, val = {"colour": TRAIN, "style": "--"}, {"colour": STUDENT}
+    """What is drawn of a run with these settings, where it has the first line's values."""
+    train, val = (TRAIN, "--"), (STUDENT, "-")
     alpha = settings.get("alpha", 1.0) if settings.get("teacher", True) else 1.0
     soft = [] if alpha == 1 else [
-        Plot("Soft loss", (Line("loss_soft", "train", **train),), "T² KL, nats"),
+        Plot("Soft loss", (Line("loss_soft", "train", *train),), "T² KL, nats"),
         Plot("What each adds to the loss", (
             Line("loss", "total", INK, "-"),
-            Line("loss_hard", f"{alpha:g} x hard", **val, factor=alpha),
+            Line("loss_hard", f"{alpha:g} x hard", *val, alpha),
             Line("loss_soft", f"{1 - alpha:g} x soft", TEACHER, "-", 1 - alpha),
         ), "nats"),
     ]  # fmt: skip
     return (
-        Plot("Hard loss", (Line("loss_hard", "train", **train), Line("val_loss", "validation", **val)), "nats"),
+        Plot("Hard loss", (Line("loss_hard", "train", *train), Line("val_loss", "validation", *val)), "nats"),
         *soft,
         Plot("Validation scores", (
             Line("val_accuracy", "accuracy", TRAIN, ":"), Line("val_balanced_accuracy", "balanced accuracy", INK, "--"),
-            Line("val_macro_f1", "macro F1", **val),
+            Line("val_macro_f1", "macro F1", *val),
         ), is_share=True),
         Plot("Accuracy", (
-            Line("train_accuracy", "train views", **train), Line("val_accuracy", "validation", **val),
+            Line("train_accuracy", "train views", *train), Line("val_accuracy", "validation", *val),
         ), is_share=True),
         Plot("Same answer as the teacher", (
-            Line("train_agreement", "train views", **train), Line("val_agreement", "validation", **val),
+            Line("train_agreement", "train views", *train), Line("val_agreement", "validation", *val),
         ), is_share=True),
-        Plot("KL(teacher || student), T = 1", (Line("val_kl", "validation", **val),), "nats"),
-        Plot("Learning rate", (Line("lr", "learning rate", **val),)),
-        Plot("Temperature", (Line("temperature", "temperature", **val),)),
+        Plot("KL(teacher || student), T = 1", (Line("val_kl", "validation", *val),), "nats"),
+        Plot("Learning rate", (Line("lr", "learning rate", *val),)),
+        Plot("Temperature", (Line("temperature", "temperature", *val),)),
     )  # fmt: skip
 
 
@@ -89,9 +89,9 @@ def curves(
     found = []
     for number, plot in enumerate(plots_of(settings)):
         lines = [(line, _column(rows, line)) for line in plot.lines]
-        lines = [(line, values) for line, values in lines if np.isfinite(values).any()]
-        if not lines or (plot.title == "Temperature" and np.unique(lines[0][1]).size < 2):
+        if not np.isfinite(lines[0][1]).any() or (plot.title == "Temperature" and np.unique(lines[0][1]).size < 2):
             continue
+        lines = [(line, values) for line, values in lines if np.isfinite(values).any()]
         level = teacher_f1 if plot.title == "Validation scores" else None
 
         def draw(plot: Plot = plot, lines: Any = lines, level: float | None = level) -> Figure:
@@ -137,8 +137,8 @@ def _curve_figure(
     return figure
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
+def _legend(axes: Axes, where: str = "best") -> None:
+    axes.legend(loc=where, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
 
 
 def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) -> str:
@@ -152,7 +152,7 @@ def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) 
         axes = plain_axes(figure, "")
         axes.grid(visible=False)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        _fill_cells(axes, shares)
+        _fill_cells(axes, shares, _FULL if n_classes <= MAX_COUNTED else 1.0)
         if n_classes <= MAX_COUNTED:
             for true, said in zip(*np.nonzero(counts), strict=True):
                 axes.text(said, true, f"{counts[true, said]}", ha="center", va="center", fontsize=8, color=INK)
@@ -169,7 +169,7 @@ def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) 
     return to_svg(draw, "confusion")
 
 
-def _fill_cells(axes: Axes, shares: NDArray[np.float64]) -> None:
+def _fill_cells(axes: Axes, shares: NDArray[np.float64], most: float) -> None:
     """One path for all cells of a level: thousands of them stay small."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
@@ -182,7 +182,7 @@ def _fill_cells(axes: Axes, shares: NDArray[np.float64]) -> None:
         if len(true):
             corners = (np.stack([said, true], axis=1)[:, None] + square).reshape(-1, 2)
             path = Path(corners, codes * len(true))
-            axes.add_patch(PathPatch(path, color=STUDENT, alpha=_FULL * level / _LEVELS, linewidth=0))
+            axes.add_patch(PathPatch(path, color=STUDENT, alpha=most * level / _LEVELS, linewidth=0))
 
 
 def _short(name: str) -> str:
@@ -198,11 +198,11 @@ def reliability_svg(student: Sequence[CalibrationBin], teacher: Sequence[Calibra
         figure = new_figure(4.4, 4.2)
         axes = plain_axes(figure, "")
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
-        for bins, colour, label in ((teacher, TEACHER, "teacher"), (student, STUDENT, "student")):
+        for bins, colour, label in ((student, STUDENT, "student"), (teacher, TEACHER, "teacher")):
             if bins is None:
                 continue
             filled = [one for one in bins if one.n_images]
-            x, y = [one.confidence for one in filled], [one.accuracy for one in filled]
+            x, y = ([getattr(one, name) for one in filled] for name in ("confidence", "accuracy"))
             share = np.array([one.n_images for one in filled]) / sum(one.n_images for one in filled)
             axes.plot(x, y, "-" if label == "student" else "-.", color=colour, linewidth=1.4, label=label)
             axes.scatter(x, y, s=8 + 260 * share, color=colour, alpha=0.55, linewidths=0)
@@ -211,7 +211,7 @@ def reliability_svg(student: Sequence[CalibrationBin], teacher: Sequence[Calibra
         axes.set_aspect("equal")
         axes.set_xlabel("confidence", fontsize=8, color=FAINT)
         axes.set_ylabel("share that is right", fontsize=8, color=FAINT)
-        _legend(axes)
+        _legend(axes, "lower right")
         return figure
 
     return to_svg(draw, "reliability")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 INK, FAINT, GRID = "#000101", "#000102", "#000103"
 STUDENT, TEACHER, TRAIN = "#000104", "#000105", "#000106"
@@ -22,13 +22,12 @@ _VARIABLES = {
     INK: "--ink", FAINT: "--faint", GRID: "--line", STUDENT: "--student", TEACHER: "--teacher", TRAIN: "--train",
 }  # fmt: skip
 """Colours that stand for variables of the page, which has others at night."""
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "softlabel",
     "font.family": "DejaVu Sans",  # matplotlib's own, to measure with on every machine
     "font.size": 9,
     "axes.unicode_minus": False,
-    "text.parse_math": False,  # class names are strangers' text
     "path.simplify": False,
 }
 
@@ -52,23 +51,20 @@ def plain_axes(figure: Figure, title: str) -> Axes:
     return axes
 
 
-def to_svg(draw: Any, name: str) -> str:
+def to_svg(draw: Callable[[], Figure], name: str) -> str:
     """The inline SVG of the figure that `draw()` returns; `name` sets its ids apart from those of other figures."""
     import matplotlib
+    from matplotlib.text import Text
 
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        figure: Figure = draw()
-        for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-            _as_written(text)
+        figure = draw()
+        for text in figure.findobj(Text):  # class names are strangers' text, and may have a $
+            text.set_parse_math(False)
         buffer = io.StringIO()
         # Letters that matplotlib's font lacks are drawn by the page's; only their width is guessed.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(buffer.getvalue(), name)
-
-
-def _as_written(text: Text) -> None:
-    text.set_parse_math(False)
 
 
 def _inline(svg: str, name: str) -> str:
