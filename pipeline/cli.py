@@ -22,6 +22,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.imports import cache_import
 from pipeline.commands.repair import probe, rehead
 from pipeline.commands.student import export, predict
+from pipeline.commands.report import report
 from pipeline.commands.teacher import teacher
 from pipeline.commands.train import train
 
@@ -109,6 +110,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel cache probe t.h5 DATA -o p.h5   other logits from its embeddings (also: cache rehead)
     softlabel train DATA t.h5 -o RUN          stage two: a student, no teacher in memory
     softlabel evaluate RUN DATA               what it is worth
+    softlabel report RUN DATA                 one HTML page about it
     softlabel export RUN -o student.pt        one TorchScript file
     softlabel predict student.pt IMAGE...     use it
 
@@ -127,5 +129,5 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
 
 for command in (cache_import, probe, rehead):
     cache.add_command(command)
-for command in (demo, teacher, cache, train, evaluate, export, predict):
+for command in (demo, teacher, cache, train, evaluate, export, predict, report):
     cli.add_command(command)

@@ -1,0 +1,170 @@
+"""What a report of a finished run is made of: its folder, and with the images what student and teacher say of them.
+
+Draws nothing (`pipeline.report.page` does), trains nothing, loads no teacher. Run: softlabel report RUN DATA
+N samples.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from cache import CacheError, CacheReader
+from data.loaders import read_sample
+from data.options import ScanOptions
+from data.samples import Sample, scan_folder
+from data.views import CLEAN_ROW, render
+from pipeline import torchscript
+from pipeline.answers import Answering
+from pipeline.errors import RunError, SettingError
+from pipeline.evaluate import seed_runs
+from pipeline.gate.report import teacher_report
+from pipeline.inference import Student, load_student
+from pipeline.joining import join
+from pipeline.metrics import classification_metrics
+from pipeline.metrics.evaluation import Answers
+from pipeline.process import resolve_device
+from pipeline.report.content import ReportContent, shown_samples
+from pipeline.training.facts import StudentNumbers, TeacherNumbers, teacher_numbers
+from pipeline.training.verdicts import verdicts
+
+log = logging.getLogger(__name__)
+
+PICTURE_PX = 224
+"""Side of a picture, whatever the student sees: people are to recognise it."""
+
+
+def gather(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "val",
+    cache: Path | None = None,
+    with_images: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> ReportContent:
+    """The content of a report; without `data` that is curves, settings, and the verdicts that need no images.
+
+    `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
+    """
+    check_run(run)
+    student = load_student(run, resolve_device(device))
+    rows, settings = read_rows(Path(run)), read_settings(Path(run))
+    assert student.run is not None
+    _, card, ids = student.run.load_best()
+    answers, teacher, numbers, pictures = None, None, None, dict[bytes, bytes]()
+    if data is not None:
+        images = scan_folder(data, scan)
+        answering = Answering(student, images, cache, workers, scan)
+        answers = answering.answers(split)
+        numbers = _student_numbers(student, answers, answering)
+        teacher = _teacher_numbers(student, answering, cache, settings)
+        if with_images:
+            pictures = take_pictures(answers, answering.samples(split), card.geometry)
+    return ReportContent(
+        name=Path(run).absolute().name,
+        rows=rows,
+        settings={name: value for name, value in settings.items() if name != "cache"},
+        classes=card.classes,
+        verdicts=verdicts(rows, settings, teacher, numbers),
+        ids={name: value for name, value in ids.items() if isinstance(value, str)},
+        teacher=card.teacher,
+        n_parameters=_n_parameters(student),
+        exported_bytes=len(torchscript.to_bytes(student.module, card)),
+        answers=answers,
+        pictures=pictures,
+    )
+
+
+def check_run(run: str | Path) -> None:
+    """RunError where `run` is an exported file, or the folder of several seeds."""
+    if seeds := seed_runs(run):
+        raise RunError(f"{run} holds {len(seeds)} runs: report one of them, such as {seeds[0]}")
+    if Path(run).is_file():
+        raise RunError(f"{run} is a file; a report needs the run folder that `softlabel train` wrote")
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv, numbers, None where nothing was measured; RunError where there is none, or no number."""
+    path = run / "metrics.csv"
+    try:
+        table = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        rows: list[dict[str, Any]] = [
+            {name: float(text) if text else None for name, text in row.items()} for row in table
+        ]
+        for row in rows:
+            row["epoch"], row["val_macro_f1"] = int(row["epoch"]), float(row["val_macro_f1"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is missing or damaged; `softlabel train ... --resume` writes it anew") from error
+    if not rows:
+        raise RunError(f"{path} has no epoch yet")
+    return rows
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """The settings of config.json; RunError where there are none."""
+    path = run / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not {"temperature", "alpha"} <= settings.keys():
+            raise ValueError("no settings of a student")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is missing or damaged; `softlabel train ... --resume` writes it anew") from error
+    return dict(settings)
+
+
+def take_pictures(answers: Answers, samples: list[Sample], geometry: str) -> dict[bytes, bytes]:
+    """Content key -> JPEG of the clean view, of the images that a report of these answers shows."""
+    from torchvision.io import encode_jpeg
+
+    sample_of = {sample.key: sample for sample in samples}
+    keys = [answers.keys[number] for group in shown_samples(answers) for number in group.numbers]
+    return {
+        key: encode_jpeg(render(read_sample(sample_of[key]), CLEAN_ROW, PICTURE_PX, geometry), 85).numpy().tobytes()
+        for key in keys
+    }
+
+
+def _n_parameters(student: Student) -> int:
+    return sum(weights.numel() for weights in student.module.parameters())
+
+
+def _student_numbers(student: Student, answers: Answers, answering: Answering) -> StudentNumbers | None:
+    """Of the images that validated it, whatever split the report is of."""
+    if "val" not in answering.splits:
+        return None
+    val = answers if answers.split == "val" else answering.answers("val")
+    metrics = classification_metrics(val.student_NC, val.labels_N, answering.classes)
+    return StudentNumbers(metrics=metrics, n_parameters=_n_parameters(student))
+
+
+def _teacher_numbers(
+    student: Student, answering: Answering, cache: Path | None, settings: dict[str, Any]
+) -> TeacherNumbers | None:
+    """None, with a notice where there should be some, for hard labels alone and where the cache is elsewhere."""
+    assert student.run is not None
+    path = cache or student.run.cache_path()
+    if not settings.get("teacher", True) or path is None or not {"train", "val"} <= set(answering.splits):
+        return None
+    try:
+        reader = CacheReader(path, memory_map=False)
+        groups = {split: answering.samples(split) for split in ("train", "val")}
+        targets = join(reader, groups, str(path), clean=["val"])
+        report = teacher_report(targets["val"], "val", targets["train"])
+        return teacher_numbers(report, targets["val"], targets["train"], settings)
+    except CacheError as error:
+        log.info("no verdicts on the teacher: %s", error)
+        return None
+
+
+def check_options(data: Path | None, with_images: bool, split: str | None, cache: Path | None) -> None:
+    """SettingError for options that say something of images, where there are none."""
+    given = {"--with-images": with_images, "--split": split is not None, "--cache": cache is not None}
+    if data is None and (named := [option for option, is_given in given.items() if is_given]):
+        raise SettingError(f"{' and '.join(named)} needs the images: `softlabel report RUN DATA {named[0]} ...`")
