@@ -79,6 +79,8 @@ def _rebuilt(run: RunFolder, best: Best, device: str) -> Any:
     card, weights, ids, architecture = best.card, best.weights, best.ids, best.architecture
     if architecture is not None:
         return unpack_architecture(architecture, weights, device)
+    if find_source(card.student).kind == "file":  # which is never run to load what was trained
+        raise RunError(f"{run.best} lacks the architecture of its student {card.student}: train this run anew")
     model = build_student(card.student, len(card.classes), card.size_px)
     try:
         model.load_state_dict(weights)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def check_input_size(model: nn.Module, name: str, size_px: int) -> None:
         evaluated(model, torch.zeros(1, 3, size_px, size_px))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise SettingError(
-            f"{name} cannot take images of {size_px} px ({first_line(error)}): choose a larger --student-size"
+            f"{name} cannot take images of {size_px} px ({first_line(error)}): choose another --student-size"
         ) from error
 
 
@@ -72,8 +73,15 @@ def check_exportable(model: nn.Module, source: StudentSource) -> None:
         torchscript.program(copy.deepcopy(model).eval())
     except Exception as error:
         place = _PLACE.search(str(error))
-        where = f" ({place['file']}, line {place['line']})" if place else ""
+        where = f" ({Path(place['file']).name}, line {place['line']})" if place else ""
         advice = "write its forward with plain torch operations" if source.path else "choose another student"
         raise SettingError(
-            f'{source.name} cannot be exported: TorchScript says "{first_line(error)}"{where}; {advice}'
+            f'{source.name} cannot be exported: TorchScript says "{_said(error)}"{where}; {advice}'
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """What TorchScript complains of: its first line, unless that is only the signature of what it complains of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = lines[1] if len(lines) > 1 and "->" in lines[0] and lines[0].endswith(":") else lines[0]
+    return said.rstrip(":.")

@@ -56,7 +56,8 @@ def initialise(model: nn.Module, init: str, source: StudentSource, classes: Sequ
 
 def _from_path(init: str) -> Weights:
     path = Path(init)
-    if not path.exists() and (near := did_you_mean(init, ("imagenet", "none"))):
+    near = "" if path.suffix or path.exists() else did_you_mean(init, ("imagenet", "none"))
+    if near:
         raise SettingError(f"no such file or run folder: {init}{near}")
     return read_weights(path)
 

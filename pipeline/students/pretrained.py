@@ -18,7 +18,10 @@ from pipeline.network import check_network
 from pipeline.students.build import construct_timm
 from pipeline.students.names import StudentSource, require_timm
 from pipeline.students.weights import READING_ERRORS, Weights
+from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
 
+_OF_GOOGLE = ("googlenet", "inception_v3")
+"""Torchvision feeds their weights with pixels in -1..1; a student sees ImageNet's normalisation and adapts."""
 _ERRORS = (*READING_ERRORS, AttributeError, ImportError)
 
 
@@ -48,7 +51,8 @@ def _of_torchvision(name: str, size_px: int) -> Weights:
     if name.startswith("vit_"):
         patch_px = state["conv_proj.weight"].shape[-1]
         state = dict(torchvision.models.vision_transformer.interpolate_embeddings(size_px, patch_px, state))
-    return Weights(state, f"torchvision's {name} {weights.name}", tuple(weights.meta["categories"]))
+    told = ", made for pixels in -1..1" if name in _OF_GOOGLE else ""
+    return Weights(state, f"torchvision's {name} {weights.name}{told}", tuple(weights.meta["categories"]))
 
 
 def torchvision_file(weights: Any) -> Path:
@@ -92,7 +96,9 @@ def _of_timm(model: str, size_px: int) -> Weights:
             f"into {file.parent}, or start without them: --init none"
         ) from error
     # Whatever its classes are (ImageNet's 1,000 or 21,841): not those of the data.
-    return Weights(dict(module.state_dict()), f"timm's pretrained {model}", ())
+    other = tuple(described.mean) != IMAGENET_MEAN or tuple(described.std) != IMAGENET_STD
+    told = f", made for pixels of mean {described.mean[0]:g}, std {described.std[0]:g}" if other else ""
+    return Weights(dict(module.state_dict()), f"timm's pretrained {model}{told}", ())
 
 
 def _in_hub_cache(repository: str) -> bool:
