@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +137,7 @@ def _curve_figure(
     return figure
 
 
-def _legend(axes: Axes, where: str = "best") -> None:
+def _legend(axes: Axes, where: Literal["best", "lower right"] = "best") -> None:
     axes.legend(loc=where, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
 
 
