@@ -170,7 +170,8 @@ class _Training:
         model = self._student.module
         artefact_bytes = check_budget(model, self._card, config.budget_mb)
         self._learn.check_witness(config.student_size_px, config.seed)
-        self._model = model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
+        self._layout = memory_format(device, model)
+        self._model = model.to(device=device, memory_format=self._layout)  # type: ignore[call-overload]
         self._average = MovingAverage(self._model, config.ema_decay)
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=config.lr_peak, weight_decay=config.weight_decay, fused=device != "mps"
@@ -297,7 +298,7 @@ class _Training:
         if config.teacher:
             teacher_logits = self._learn.mean_logits if config.target == "mean" else self._learn.teacher_logits
             told = torch.from_numpy(teacher_logits(rows_N[index])).to(self._device)
-        student = self._model(normalise(pixels, self._card, self._device))
+        student = self._model(normalise(pixels, self._card, self._device, self._layout))
         parts = distillation_loss(student, told, labels, temperature=config.temperature, alpha=config.alpha)
         self._optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
