@@ -146,8 +146,9 @@ class _Training:
         labels_N = self._lessons.labels_N
         weights_C = class_weights(config.class_weights, labels_N, self._card.classes)
         offsets_C = logit_offsets(config.logit_adjustment, labels_N, len(self._card.classes))
+        self._layout = memory_format(device, model)
         self._learner = Learner(
-            model.to(device=device, memory_format=memory_format(device)),  # type: ignore[call-overload]
+            model.to(device=device, memory_format=self._layout),  # type: ignore[call-overload]
             config, device, class_weights_C=_on(device, weights_C), logit_offsets_C=_on(device, offsets_C),
         )  # fmt: skip
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
@@ -273,7 +274,7 @@ class _Training:
         said = self._lessons.told(plan, draw_B)
         labels_B = torch.from_numpy(self._lessons.labels_N[plan.sample_M[draw_B]]).to(self._device)
         teacher_BC = None if said is None else torch.from_numpy(said).to(self._device)
-        inputs = normalise(pixels, self._card, self._device)
+        inputs = normalise(pixels, self._card, self._device, self._layout)
         found = self._learner.step(inputs, teacher_BC, labels_B, step, total_steps)
         if not math.isfinite(found.loss):
             raise RunError(
