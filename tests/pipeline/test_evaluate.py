@@ -132,6 +132,19 @@ def test_intervals_draw_the_groups_of_a_table(tiny_run: Path, tiny_data: Path, t
     assert grouped.student.intervals != alone.student.intervals
 
 
+def test_images_of_a_group_that_the_student_learned_from_are_told(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = table_of(tiny_data, tmp_path / "t.csv", lambda split, at: f"{at}" if at < 4 else f"{split}-{at}")
+    with caplog.at_level(logging.INFO):
+        config = dataclasses.replace(FAST, csv=table, group_column="lesion", split="all")
+        found = evaluate(tiny_run, tiny_data, config, workers=0)
+    val, test = found.notices
+    assert "4 of 15 val images share their lesion with one that the student learned from" in val
+    assert "4 of 15 test images" in test
+    assert test in caplog.text
+
+
 def test_subgroups_are_those_of_the_table_with_the_missing_ones(
     tiny_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
