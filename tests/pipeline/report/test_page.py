@@ -116,7 +116,8 @@ def test_the_headline_has_student_size_scores_and_retention(page: str) -> None:
     text = Page(page).text
     for words in (
         "run-7", "shufflenet_v2_x0_5 at 64 px, 4 classes, taught by a teacher",
-        "Validation macro F1 0.900 best epoch 100", "Retention on val", "0.35 M 1.6 MB exported", "it rose by 0.1; try --epochs 80", "cache_id " + "ab" * 32,
+        "Validation macro F1 0.900 best epoch 100", "Retention on val", "0.35 M 1.6 MB exported",
+        "it rose by 0.1; try --epochs 80", "cache_id " + "ab" * 32,
     ):  # fmt: skip
         assert words in re.sub(r" +", " ", text)
 
