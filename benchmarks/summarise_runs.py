@@ -16,7 +16,7 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     for path in sorted(Path(sys.argv[1]).glob("*-*/test.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text())["splits"]["test"]
         arm = path.parent.name.rsplit("-", 1)[0]
         found.setdefault(arm, []).append(result["student"])
         if result["teacher"]:

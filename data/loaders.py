@@ -106,13 +106,24 @@ class ViewItem:
 
 
 class StudentViews(Dataset[tuple[Tensor, int]]):
-    """Stage two: the sampler gives ViewItems instead of indices; an item is (uint8 [3, S, S], target)."""
+    """Stage two: the sampler gives ViewItems instead of indices; an item is (uint8 [3, S, S], target).
 
-    def __init__(self, size_px: int, geometry: str) -> None:
+    The first views that fill `kept_bytes` stay in memory and are not rendered again.
+    """
+
+    def __init__(self, size_px: int, geometry: str, kept_bytes: int = 0) -> None:
         self._size_px, self._geometry = size_px, geometry
+        self._kept: dict[tuple[bytes, bytes], Tensor] = {}
+        self._room = kept_bytes // (3 * size_px**2)
 
     def __getitem__(self, item: ViewItem) -> tuple[Tensor, int]:
-        return render(read_sample(item.sample), item.params, self._size_px, self._geometry), item.target
+        which = (item.sample.key, item.params.tobytes())
+        view = self._kept.get(which)
+        if view is None:
+            view = render(read_sample(item.sample), item.params, self._size_px, self._geometry)
+            if len(self._kept) < self._room:
+                self._kept[which] = view.contiguous()
+        return view, item.target
 
     def __getitems__(self, items: Sequence[ViewItem]) -> tuple[Tensor, Tensor] | BadImage:
         """A whole batch; a bad image comes back as a value, since an exception would arrive wrapped in a traceback."""
@@ -137,13 +148,15 @@ class _Batches:
 
 
 class StudentLoader:
-    """Batches of ViewItems -> (uint8 [B, 3, S, S], int64 targets [B]), workers kept between passes."""
+    """Batches of ViewItems -> (uint8 [B, 3, S, S], int64 targets [B]), workers kept between passes.
 
-    def __init__(self, size_px: int, geometry: str, workers: int) -> None:
+    Without workers up to `kept_bytes` of views are rendered once and stay in memory; workers would each keep their own.
+    """
+
+    def __init__(self, size_px: int, geometry: str, workers: int, kept_bytes: int = 0) -> None:
         self._sampler = _Batches()
-        self._loader = _data_loader(
-            StudentViews(size_px, geometry), workers, batch_sampler=self._sampler, collate_fn=_as_it_is
-        )
+        views = StudentViews(size_px, geometry, 0 if workers else kept_bytes)
+        self._loader = _data_loader(views, workers, batch_sampler=self._sampler, collate_fn=_as_it_is)
 
     def __call__(self, batches: Sequence[Sequence[ViewItem]]) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the batches, in order; BadImage where a file cannot be read any more."""

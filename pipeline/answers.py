@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
@@ -38,7 +39,7 @@ class Answering:
         self, student: Student, images: SampleSet, cache: Path | None, workers: int | None, scan: ScanOptions
     ) -> None:
         self._student, self._root, self._skip_bad_images = student, images.root, scan.skip_bad_images
-        self.classes = student.card.classes
+        self.classes, self.every_sample = student.card.classes, images.samples
         self._workers = default_workers(student.device) if workers is None else workers
         self._learned = student.run.learned_keys() if student.run else None
         self._parts, self._decodable = parts_of(images, self._learned), dict[str, list[Sample]]()
@@ -92,7 +93,8 @@ def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> N
     items = [ViewItem(sample, CLEAN_ROW, i) for i, sample in enumerate(samples)]
     batches = [items[start : start + _BATCH_SIZE] for start in range(0, len(items), _BATCH_SIZE)]
     loader = StudentLoader(student.card.size_px, student.card.geometry, workers)
-    return student.logits_of(pixels for pixels, _ in loader(batches))
+    loaded = tqdm(loader(batches), total=len(batches), desc="evaluate", unit="batch", leave=False, disable=None)
+    return student.logits_of(pixels for pixels, _ in loaded)
 
 
 class TeacherAnswers:
@@ -119,8 +121,7 @@ class TeacherAnswers:
         if self._reader is None:
             return None
         try:
-            targets = join(self._reader, {split: samples}, self._data, clean=[split])[split]
-            targets.verify()
+            targets = join(self._reader, {split: samples}, self._data, clean=[split], verified=True)[split]
         except CacheError as error:
             self._give_up(f" on {split}", error)
             return None

@@ -183,16 +183,36 @@ class _Measuring:
         if config.csv is None:
             return questions
         if config.group_column is not None:
-            _check_known(samples, _column(samples, config, config.group_column), config)
-            groups = read_groups(samples, config.csv, config.group_column, config.image_column)
+            _check_known(samples, self._column(config.csv, config.group_column, samples), config)
+            groups = self._column(config.csv, config.group_column, samples, is_required=True)
             questions = replace(questions, group_of=groups, unit=config.group_column)
         subgroups = {}
         for column in config.subgroup_columns:
-            value_of = _column(samples, config, column)
+            value_of = self._column(config.csv, column, samples)
             keys = [sample.key for sample in samples]
             names, order = name_values(column, [value_of.get(key, "") for key in keys])
             subgroups[column] = (dict(zip(keys, names, strict=True)), order)
         return replace(questions, subgroups=subgroups)
+
+    def _column(
+        self, csv: Path, column: str, samples: Sequence[Sample], *, is_required: bool = False
+    ) -> dict[bytes, str]:
+        """What the table says of each of the images; BadSamples where it knows none of them, or not all that it must.
+
+        The images of other splits are looked up, too: a row is not to be taken for the one of a namesake.
+        """
+        keys = {sample.key for sample in samples}
+        every = read_groups(
+            self._answering.every_sample, csv, column, self._config.image_column,
+            required=lambda sample: is_required and sample.key in keys,
+        )  # fmt: skip
+        found = {key: value for key, value in every.items() if key in keys}
+        if not found:
+            raise BadSamples(
+                f"{csv} has a {column} for none of the {len(samples):,} images (first: {samples[0].name}): "
+                "is it the table of other images? Is --image-column another one?"
+            )
+        return found
 
 
 def _notices(student: Student) -> tuple[str, ...]:
@@ -206,18 +226,6 @@ def _notices(student: Student) -> tuple[str, ...]:
         log.info("notice   %s", notice)
         return (notice,)
     return ()
-
-
-def _column(samples: Sequence[Sample], config: EvaluateConfig, column: str) -> dict[bytes, str]:
-    """What the table says of each image that it knows; BadSamples where it knows none."""
-    assert config.csv is not None
-    found = read_groups(samples, config.csv, column, config.image_column, required=lambda sample: False)
-    if not found:
-        raise BadSamples(
-            f"{config.csv} has a {column} for none of the {len(samples):,} images (first: {samples[0].name}): "
-            "is it the table of other images? Is --image-column another one?"
-        )
-    return found
 
 
 def _check_known(samples: Sequence[Sample], found: Mapping[bytes, str], config: EvaluateConfig) -> None:

@@ -16,7 +16,7 @@ from pipeline import torchscript
 from pipeline.errors import OutputExists, OverBudget, RunError
 from pipeline.inference import load_student
 from pipeline.outputs import check_output_file
-from pipeline.students import MB
+from pipeline.students.budget import MB
 
 _TOLERANCE = 1e-4
 """Largest difference of a logit between checkpoint and exported file, relative to the largest logit (at least 1)."""

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import torchscript
-from pipeline.errors import RunError
-from pipeline.runs import RunFolder
-from pipeline.students import build_student
+from pipeline.errors import RunError, first_line
+from pipeline.runs import Best, RunFolder
+from pipeline.students.architecture import unpack_architecture
+from pipeline.students.build import build_student
+from pipeline.students.names import find_source
+from pipeline.students.prepare import library
 from pipeline.torchscript import StudentCard
 
 
@@ -66,8 +69,26 @@ def load_student(path: str | Path, device: str) -> Student:
         module, card = torchscript.load(path, device)
         return Student(module, card, device, None)
     run = RunFolder(path)
-    weights, card, ids = run.load_best()
+    best = run.load_best()
+    model = _rebuilt(run, best, device).to(device=device, memory_format=memory_format(device))
+    return Student(model.eval(), best.card, device, run, best.ids["recipe_id"])
+
+
+def _rebuilt(run: RunFolder, best: Best, device: str) -> Any:
+    """The module of a run: by its name, or from the program that stands beside the weights."""
+    card, weights, ids, architecture = best.card, best.weights, best.ids, best.architecture
+    if architecture is not None:
+        return unpack_architecture(architecture, weights, device)
+    if find_source(card.student).kind == "file":  # which is never run to load what was trained
+        raise RunError(f"{run.best} lacks the architecture of its student {card.student}: train this run anew")
     model = build_student(card.student, len(card.classes), card.size_px)
-    model.load_state_dict(weights)
-    model = model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
-    return Student(model.eval(), card, device, run, ids["recipe_id"])
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        here = library(find_source(card.student))
+        trained_by = ids.get("student_library", here)
+        advice = f"install {trained_by.replace(' ', '==')}" if trained_by != here else "it is damaged: train it anew"
+        raise RunError(
+            f"the weights of {run.best} are not those of a {card.student} of {here} ({first_line(error)}): {advice}"
+        ) from error
+    return model

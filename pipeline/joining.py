@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheReader
-from cache.errors import CacheMismatch
+from cache.errors import CacheDamaged, CacheMismatch
 from data.errors import bullet_list
 from data.loaders import is_decodable
 from data.samples import FOLDER_TASK, Sample
 from pipeline.repair.remedies import advice_other_classes, derived_by
 from pipeline.scores.table import imported_from
-from pipeline.targets import TeacherTargets, view_policy
+from pipeline.targets import TeacherTargets, read_by_training, view_policy
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,15 @@ def join(
     clean: Collection[str] = (),
     skip_bad_images: bool = False,
     classes: Sequence[str] | None = None,
+    verified: bool = False,
 ) -> dict[str, TeacherTargets]:
     """Every sample of every group (such as train and val) with its place in the cache.
 
     The groups in `clean` need a clean view of each sample. CacheMismatch lists all that does not fit, with what to run.
     With `classes` the labels are numbered by those, and the cache may know others (for whoever needs no logits).
     Files that cannot be decoded are left out with a notice, if `skip_bad_images` or if the build left them out, too.
+    `verified` also compares all that training reads with its checksums, which brings it into memory; CacheDamaged where
+    nothing else is wrong.
     """
     groups = _without_bad(reader, groups, skip_bad_images)
     index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
@@ -52,6 +55,10 @@ def join(
         *(_classes(reader, groups, data) if classes is None else ()),
         *_images(reader, groups, index_N, data, clean),
     ]
+    damage = _damage(reader) if verified else None
+    if damage and not problems:
+        raise damage
+    problems += [str(damage)] if damage else []
     if len(problems) == 1:
         raise CacheMismatch(problems[0])
     if problems:
@@ -82,6 +89,14 @@ def _views(reader: CacheReader) -> Iterator[str]:
         view_policy(reader)
     except CacheMismatch as error:
         yield str(error)
+
+
+def _damage(reader: CacheReader) -> CacheDamaged | None:
+    try:
+        reader.verify_objects(read_by_training(reader))
+    except CacheDamaged as error:
+        return error
+    return None
 
 
 def _classes(reader: CacheReader, groups: Groups, data: str) -> Iterator[str]:

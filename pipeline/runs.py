@@ -6,13 +6,15 @@ files hold tensors and plain values only (`torch.load(..., weights_only=True)`).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import pickle
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,10 +23,24 @@ from pipeline.errors import RunError, first_line
 from pipeline.torchscript import StudentCard
 
 METRIC_COLUMNS = (
-    "epoch", "lr", "loss", "loss_hard", "loss_soft",
-    "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "images_per_s", "wall_s",
+    "epoch", "lr", "temperature", "loss", "loss_hard", "loss_soft", "train_accuracy", "train_agreement",
+    "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl",
+    "images_per_s", "wall_s", "cpu_s",
 )  # fmt: skip
 CHECKPOINT_FORMAT = 1
+_IN_BEST = ("epoch", "ids", "learned_keys", "architecture")
+
+
+class Best(NamedTuple):
+    """What `best.pt` holds."""
+
+    weights: dict[str, torch.Tensor]
+    """Of the best epoch."""
+    card: StudentCard
+    ids: dict[str, str]
+    """Of the cache that it learned from, and of what it is made by."""
+    architecture: torch.Tensor | None
+    """TorchScript of a user's own model, which nothing else says; see `pipeline.students.architecture`."""
 
 
 class RunFolder:
@@ -33,15 +49,33 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
+        self._lock = self.path / "lock"
 
     def exists(self) -> bool:
-        """True where there is anything that a new run would mix with."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        """True where there is anything that a new run would mix with; what a killed start left is nothing."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(path != self._lock and path.suffix != durable.TEMP_SUFFIX for path in self.path.iterdir())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, this process alone writes the run; CacheBusy where another one does.
+
+        What a killed process left half-written is removed.
+        """
+        lock = durable.Lock.acquire(self._lock)
+        try:
+            for unfinished in self.path.glob(f"*{durable.TEMP_SUFFIX}"):
+                durable.remove(unfinished)
+            yield
+        finally:
+            durable.remove(self._lock)
+            lock.release()
+            if not any(self.path.iterdir()):  # not even the first state could be written
+                self.path.rmdir()
 
     def save(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
-        """Write `last.pt`, then everything that follows from it."""
-        with durable.disk_errors(self.last, 4096):
-            self.path.mkdir(parents=True, exist_ok=True)
+        """Write `last.pt`, then everything that follows from it; inside `held`."""
         _write(self.last, checkpoint)
         self.follow(checkpoint, card)
 
@@ -49,7 +83,7 @@ class RunFolder:
         """Bring the other files up to date with a checkpoint: done after each save and, for a killed one, at resume."""
         if checkpoint["epoch"] and checkpoint["best"]["epoch"] == checkpoint["epoch"]:
             best = {"format": CHECKPOINT_FORMAT, "model": checkpoint["ema"], "card": card.to_json()}
-            best |= {name: checkpoint[name] for name in ("epoch", "ids", "learned_keys") if name in checkpoint}
+            best |= {name: checkpoint[name] for name in _IN_BEST if name in checkpoint}
             _write(self.best, best)
         table = io.StringIO()
         writer = csv.DictWriter(table, METRIC_COLUMNS, lineterminator="\n")
@@ -62,11 +96,13 @@ class RunFolder:
     def load_last(self) -> dict[str, Any]:
         """The checkpoint to go on from; RunError where there is none."""
         if not self.last.is_file():
+            if any(self.path.glob("seed-*")):
+                raise RunError(f"{self.path} holds the runs of several seeds: pass --seeds as well")
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
         return _read(self.last)
 
-    def load_best(self) -> tuple[dict[str, torch.Tensor], StudentCard, dict[str, str]]:
-        """(weights of the best epoch, card, ids of the cache it learned from); RunError where no epoch has ended."""
+    def load_best(self) -> Best:
+        """The best student; RunError where no epoch has ended."""
         if not self.best.is_file():
             started = (
                 f"no epoch of {self.path} has ended yet" if self.last.is_file() else f"{self.path} is not a run folder"
@@ -74,14 +110,15 @@ class RunFolder:
             writer = f"`softlabel train ... -o {shlex.quote(str(self.path))}`"
             raise RunError(f"{started}; expected {self.best.name}, which {writer} writes")
         best = _read(self.best)
-        return best["model"], StudentCard.from_json(best["card"]), best["ids"]
+        card = StudentCard.from_json(best["card"])
+        return Best(best["model"], card, best["ids"], best.get("architecture"))
 
     def check_finished(self) -> None:
         """RunError where the run was interrupted; a run of which only the best student was handed on is finished."""
         if not self.last.is_file():
             return
         last = _read(self.last)
-        if last["epoch"] < last["config"]["epochs"]:
+        if not is_finished(last):
             raise RunError(
                 f"{self.path} stopped after epoch {last['epoch']} of {last['config']['epochs']}: go on with it by "
                 f"`softlabel train DATA CACHE -o {shlex.quote(str(self.path))} --resume`"
@@ -99,6 +136,11 @@ class RunFolder:
             return Path(config["cache"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def is_finished(checkpoint: dict[str, Any]) -> bool:
+    """Whether a run is at its last epoch, or stopped early by its own rule."""
+    return bool(checkpoint["epoch"] >= checkpoint["config"]["epochs"] or checkpoint.get("stopped_early", False))
 
 
 def _json(value: Any) -> bytes:

@@ -47,6 +47,20 @@ class TeacherTargets:
         first_row = self.reader.first_row.astype(np.int64)
         return first_row[self.index_N + 1] - first_row[self.index_N]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the columns of the logits."""
+        return self.reader.tasks[FOLDER_TASK]
+
+    def subset(self, chosen: NDArray[np.int64]) -> TeacherTargets:
+        """Some of the samples, by their numbers."""
+        samples = [self.samples[i] for i in chosen.tolist()]
+        return TeacherTargets(self.reader, samples, self.index_N[chosen], self.labels_N[chosen])
+
+    def used_views(self, n_views: int) -> NDArray[np.int64]:
+        """How many views of each sample take part, int64 [N]: the first `n_views` by index, all for 0."""
+        return np.minimum(self.n_views_N, n_views) if n_views else self.n_views_N
+
     def clean_rows(self) -> NDArray[np.int64]:
         """Rows of the clean views, int64 [N]; CacheMismatch where one is missing."""
         rows = self.reader.row(self.index_N, np.zeros(len(self.samples), np.int64))
@@ -54,19 +68,32 @@ class TeacherTargets:
             raise CacheMismatch(f"{self.reader.path} lacks the clean view of {n_missing:,} images")
         return rows
 
-    def epoch_rows(self, epoch: int, run_seed: int) -> NDArray[np.int64]:
-        """The row that each sample shows in an epoch, int64 [N]: each view once in V epochs, in random order."""
-        first = self.reader.first_row[self.index_N].astype(np.int64)
-        offsets = [
-            _order(sample.key, int(views), epoch // int(views), run_seed)[epoch % int(views)]
-            for sample, views in zip(self.samples, self.n_views_N, strict=True)
-        ]
-        return first + np.array(offsets, np.int64)
+    def epoch_rows(
+        self, epoch: int, run_seed: int, *, n_views: int = 0, sample_M: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """The row that each draw of an epoch shows, int64 [M]: each view once in V epochs, in random order.
 
-    def items(self, rows: NDArray[np.int64]) -> list[ViewItem]:
-        """What the loader needs for one row of each sample; an item's target is the sample's number here."""
-        params = self.reader.params(rows)
-        return [ViewItem(sample, row, i) for i, (sample, row) in enumerate(zip(self.samples, params, strict=True))]
+        `sample_M` says whose draws they are, each sample once if None; the j-th further draw of a sample shows the
+        view of the j-th next epoch. `n_views` as in `used_views`.
+        """
+        if sample_M is None:
+            sample_M = np.arange(len(self.samples))
+        first_M = self.reader.first_row[self.index_N[sample_M]].astype(np.int64)
+        views_M, turn_M = self.used_views(n_views)[sample_M], epoch + times_before(sample_M)
+        offsets = [
+            _order(self.samples[sample].key, views, turn // views, run_seed)[turn % views]
+            for sample, views, turn in zip(sample_M.tolist(), views_M.tolist(), turn_M.tolist(), strict=True)
+        ]
+        return first_M + np.array(offsets, np.int64)
+
+    def items(self, rows_M: NDArray[np.int64], sample_M: NDArray[np.int64] | None = None) -> list[ViewItem]:
+        """What the loader needs to show these rows; an item's target is its place among them.
+
+        `sample_M` says whose rows they are; None is a row of each sample.
+        """
+        params = self.reader.params(rows_M)
+        samples = self.samples if sample_M is None else [self.samples[i] for i in sample_M.tolist()]
+        return [ViewItem(sample, row, i) for i, (sample, row) in enumerate(zip(samples, params, strict=True))]
 
     def teacher_logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Raw logits, float32 [len(rows), C]."""
@@ -96,12 +123,6 @@ class TeacherTargets:
         if self.reader.features.get(SEEN) != ():
             return np.zeros(len(rows), bool)
         return np.asarray(self.reader.feature(rows, SEEN) > 0.5)
-
-    def verify(self) -> None:
-        """Compare all that training reads with its checksums, which also brings it into memory; CacheDamaged if not."""
-        task = list(self.reader.tasks).index(FOLDER_TASK)
-        seen = [f"features/{SEEN}"] if SEEN in self.reader.features else []
-        self.reader.verify_objects(["rows/params", "rows/witness", f"logits/{task}", *seen])
 
     def check_witness(self, size_px: int, seed: int, n_checked: int = 32) -> None:
         """Render random views of random samples as training will, and compare them with what the teacher saw.
@@ -135,8 +156,24 @@ class TeacherTargets:
                 )
 
 
+def times_before(sample_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry stands earlier in the array, int64 [M]."""
+    order = np.argsort(sample_M, kind="stable")
+    ordered = sample_M[order]
+    times = np.empty(len(sample_M), np.int64)
+    times[order] = np.arange(len(sample_M)) - np.searchsorted(ordered, ordered)
+    return times
+
+
 _order = lru_cache(maxsize=200_000)(view_order)
 """One permutation serves V epochs of a run."""
+
+
+def read_by_training(reader: CacheReader) -> list[str]:
+    """The big objects of the file that stage two reads, by name."""
+    tasks, seen = list(reader.tasks), [f"features/{SEEN}"] if SEEN in reader.features else []
+    logits = [f"logits/{tasks.index(FOLDER_TASK)}"] if FOLDER_TASK in tasks else []
+    return ["rows/params", "rows/witness", *logits, *seen]
 
 
 def view_policy(reader: CacheReader) -> ViewPolicy:

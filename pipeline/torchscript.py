@@ -97,12 +97,23 @@ def _deprecation_expected() -> Iterator[None]:
 
 def to_bytes(model: nn.Module, card: StudentCard) -> bytes:
     """The exported file of a student, float32 weights, evaluation mode."""
+    model = copy.deepcopy(model).eval()
+    several = card.student in _SEVERAL_OUTPUTS
+    return program(_FirstOutput(model) if several else model, {CARD_NAME: card.to_json()})
+
+
+def program(model: nn.Module, extra_files: dict[str, str] | None = None) -> bytes:
+    """TorchScript of a module as it is, weights and all; what torch raises where it cannot."""
     buffer = io.BytesIO()
     with _deprecation_expected():
-        model = copy.deepcopy(model).eval()
-        scripted = torch.jit.script(_FirstOutput(model) if card.student in _SEVERAL_OUTPUTS else model)
-        torch.jit.save(scripted, buffer, _extra_files={CARD_NAME: card.to_json()})
+        torch.jit.save(torch.jit.script(model), buffer, _extra_files=extra_files)
     return buffer.getvalue()
+
+
+def load_program(content: bytes, device: str = "cpu") -> Any:
+    """The module of such bytes; what torch raises where they are none."""
+    with _deprecation_expected():
+        return torch.jit.load(io.BytesIO(content), map_location=device)
 
 
 def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:

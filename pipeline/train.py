@@ -7,7 +7,10 @@ N samples, B batch, C classes, S pixels.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,73 +25,33 @@ from tqdm import tqdm
 
 from cache import CacheReader
 from cache.errors import printable
-from data.loaders import StudentLoader, ViewItem, default_workers
+from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
-from pipeline.errors import OutputExists, RunError, SettingError
+from pipeline.errors import OutputExists, RunError
 from pipeline.gate.check import check_teacher, short_lines
 from pipeline.gate.report import TeacherReport, teacher_report
 from pipeline.inference import memory_format, normalise
 from pipeline.joining import join
-from pipeline.losses.distillation import LossParts, distillation_loss
-from pipeline.metrics import Metrics, classification_metrics
-from pipeline.optimisation import MovingAverage, learning_rate
 from pipeline.outputs import check_output_folder
-from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
+from pipeline.process import deferred_interrupts, derived_seed, resolve_device
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students import DEFAULT_STUDENT, MB, build_student, check_budget, check_input_size
+from pipeline.students.budget import check_budget, n_parameters
+from pipeline.students.prepare import prepare_student
 from pipeline.torchscript import StudentCard
-from pipeline.validation import check_left, split_off_validation
+from pipeline.training.banner import banner
+from pipeline.training.config import TrainConfig
+from pipeline.training.held_out import check_left, split_off_validation
+from pipeline.training.labels import class_weights, logit_offsets
+from pipeline.training.learner import Learner, Step, Tally
+from pipeline.training.lessons import EpochPlan, Lessons
+from pipeline.training.optimisation import temperature_at
+from pipeline.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
-TARGETS = ("view", "mean")
-_N_CHECKED = 8
-"""Views of a validation batch that are compared with what the teacher saw."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Everything that a run's numbers depend on, apart from images, cache, device and thread count."""
-
-    student: str = DEFAULT_STUDENT
-    """Name of a torchvision classifier."""
-    student_size_px: int = 224
-    """Side of the square that the student sees."""
-    epochs: int = 40
-    """Passes over the train images; each shows another view of every image."""
-    temperature: float = 4.0
-    """T of the soft loss; unitless, > 0."""
-    alpha: float = 0.3
-    """Weight of the hard loss, in [0, 1]; the soft loss has the rest."""
-    lr_peak: float = 1e-3
-    """Learning rate after warm-up; it then falls to 0 along a cosine."""
-    batch_size: int = 32
-    """Images in a training step."""
-    weight_decay: float = 0.05
-    ema_decay: float = 0.999
-    """Decay of the moving average of weights, which is what is validated, kept and exported."""
-    budget_mb: float = 25.0
-    """Largest exported file, in megabytes of 1e6 bytes."""
-    val_fraction: float = 0.15
-    """Share of train that validates where the data has no val split; test is never used."""
-    seed: int = 0
-    teacher: bool = True
-    """False: hard labels only, on the same views; the baseline of a distilled run."""
-    target: str = "view"
-    """Soft target of a view: the teacher's answer to it, or with "mean" the mean of its answers to all the views."""
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "student_size_px": (8, 4096), "epochs": (1, 1_000_000), "temperature": (1e-3, 1e3), "alpha": (0, 1),
-            "lr_peak": (1e-9, 10), "batch_size": (2, 1_000_000), "weight_decay": (0, 10), "ema_decay": (0, 0.999999),
-            "budget_mb": (0.001, 1e6), "val_fraction": (0.01, 0.5), "seed": (0, MAX_SEED),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
-        if self.target not in TARGETS:
-            raise SettingError(f"target must be {' or '.join(TARGETS)}, got {self.target!r}")
+_KEPT_BYTES = 1_000_000_000
+"""Rendered train views stay in memory up to here: rendering costs a CPU as much as the step of a compact student."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +90,26 @@ def train(
     if run.exists() and not resume:
         go_on = "go on with it by --resume, or " if run.last.exists() else ""
         raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
-    previous = run.load_last() if resume else None
-    # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
-    reader = CacheReader(cache, memory_map=False)
-    images = scan_folder(data, scan)
-    training = _Training(run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images)
-    report = training.announce()
-    if config.teacher and previous is None and not anyway:
-        check_teacher(report, reader, cache, data)
-    if previous is not None:
-        training.restore(previous)
-    return training.run_epochs()
+    with contextlib.ExitStack() as stack:
+        previous = None
+        if resume:
+            run.load_last()  # or says that there is nothing to go on with, before a lock makes the folder
+            stack.enter_context(run.held())
+            previous = run.load_last()
+        # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
+        reader = CacheReader(cache, memory_map=False)
+        images = scan_folder(data, scan)
+        training = _Training(
+            run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
+        )
+        report = training.announce()
+        if previous is None:
+            if config.teacher and not anyway:
+                check_teacher(report, reader, cache, data)
+            stack.enter_context(run.held())
+        else:
+            training.restore(previous)
+        return training.run_epochs()
 
 
 class _Training:
@@ -145,61 +117,65 @@ class _Training:
 
     def __init__(
         self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None, skip_bad_images: bool,
+        workers: int | None, skip_bad_images: bool, *, resumed: bool,
     ) -> None:  # fmt: skip
-        self._run, self._config, self._device = run, config, device
-        learners, validators, where = split_off_validation(images, config.val_fraction, config.seed)
+        self._run, self._config, self._device, self._reader = run, config, device, reader
+        learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
             reader, {"train": learners, "val": validators}, str(images.root),
-            clean=["val"], skip_bad_images=skip_bad_images,
+            clean=["val"], skip_bad_images=skip_bad_images, verified=True,
         )  # fmt: skip
         check_left(targets, images)
-        self._learn, self._val = targets["train"], targets["val"]
-        self._learn.verify()
+        self._lessons = Lessons(targets["train"], config)
+        learn = self._lessons.targets
+        self._student = prepare_student(
+            config.student, learn.classes, config.student_size_px, seed=derived_seed(config.seed, "weights"),
+            init="none" if resumed else config.init, dropout=config.dropout,
+        )  # fmt: skip
         self._card = StudentCard(
-            student=config.student, task=FOLDER_TASK, classes=reader.tasks[FOLDER_TASK],
-            size_px=config.student_size_px, geometry=self._learn.geometry, cache_id=reader.cache_id,
+            student=self._student.source.name, task=FOLDER_TASK, classes=learn.classes,
+            size_px=config.student_size_px, geometry=learn.geometry, cache_id=reader.cache_id,
             taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
         )  # fmt: skip
-        model = build_student(
-            config.student, len(self._card.classes), config.student_size_px, derived_seed(config.seed, "weights")
+        model = self._student.module
+        self._artefact_bytes = check_budget(model, self._card, config.budget_mb)
+        learn.check_witness(config.student_size_px, config.seed)
+        labels_N = self._lessons.labels_N
+        weights_C = class_weights(config.class_weights, labels_N, self._card.classes)
+        offsets_C = logit_offsets(config.logit_adjustment, labels_N, len(self._card.classes))
+        self._learner = Learner(
+            model.to(device=device, memory_format=memory_format(device)),  # type: ignore[call-overload]
+            config, device, class_weights_C=_on(device, weights_C), logit_offsets_C=_on(device, offsets_C),
+        )  # fmt: skip
+        self._n_workers = n_workers = default_workers(device) if workers is None else workers
+        kept_bytes = 0 if config.fresh_views else _KEPT_BYTES
+        self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, kept_bytes)
+        self._validate = Validator(
+            targets["val"], self._card, StudentLoader(config.student_size_px, learn.geometry, n_workers), device
         )
-        check_input_size(model, config.student, config.student_size_px)
-        artefact_bytes = check_budget(model, self._card, config.budget_mb)
-        self._learn.check_witness(config.student_size_px, config.seed)
-        self._model = model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
-        self._average = MovingAverage(self._model, config.ema_decay)
-        self._optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=config.lr_peak, weight_decay=config.weight_decay, fused=device != "mps"
-        )
-        n_workers = default_workers(device) if workers is None else workers
-        self._load = StudentLoader(config.student_size_px, self._learn.geometry, n_workers)
-        self._val_pixels: Tensor | None = None
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
-            "images": _key_digest(self._learn.samples, self._val.samples),
+            "images": _key_digest(learners, validators), "class_weights": _digest_of(weights_C),
+            **self._student.ids,
         }  # fmt: skip
-        keys = bytearray(b"".join(sample.key for sample in self._learn.samples))
+        keys = bytearray(b"".join(sample.key for sample in self._lessons.samples))
         self._learned_keys = torch.frombuffer(keys, dtype=torch.uint8).view(-1, 16)
-        self._epoch, self._metrics = 0, list[dict[str, Any]]()
+        self._epoch, self._metrics, self._stopped_early = 0, list[dict[str, Any]](), False
         self._best = {"epoch": 0, "macro_f1": -1.0}
-        self._artefact_bytes, self._val_source = artefact_bytes, where
 
     def announce(self) -> TeacherReport:
         """Say what is trained on what; what the teacher is worth is also returned."""
         config = self._config
-        n_parameters = sum(p.numel() for p in self._model.parameters())
-        log.info(
-            "student  %s at %d px: %.2f M parameters, %.1f MB exported (budget %g MB); %s, %d threads",
-            config.student, config.student_size_px, n_parameters / 1e6, self._artefact_bytes / MB, config.budget_mb,
-            self._device, torch.get_num_threads(),
-        )  # fmt: skip
-        log.info(
-            "images   %s train, %s val (%s); %.3g cached views each, %d classes",
-            f"{len(self._learn.samples):,}", f"{len(self._val.samples):,}", self._val_source,
-            self._learn.n_views_N.mean(), len(self._card.classes),
-        )  # fmt: skip
-        report = teacher_report(self._val, "val", self._learn)
+        for line in self._student.init_report:
+            log.info("init     %s", printable(line))
+        for line in banner(
+            self._lessons, len(self._validate.targets.samples), self._val_source, config,
+            n_parameters=n_parameters(self._learner.model),
+            artefact_bytes=self._artefact_bytes, device=self._device, precision=self._learner.precision,
+            workers=self._n_workers,
+        ):  # fmt: skip
+            log.info("%s", line)
+        report = teacher_report(self._validate.targets, "val", self._lessons.targets)
         for line in short_lines(report, config.temperature if config.teacher else None):
             log.info("teacher  %s", printable(line))
         return report
@@ -214,18 +190,16 @@ class _Training:
         ]
         differing += [
             f"{what} since: restore it, or start a new run with another -o" for name, what in _CHANGED.items()
-            if previous["ids"][name] != self._ids[name]
+            if previous["ids"].get(name, self._ids[name]) != self._ids[name]
         ]  # fmt: skip
         if differing:
             raise RunError(f"{self._run.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
         if previous["threads"] != torch.get_num_threads():
             log.info("the run had %d threads: its last digits may differ", previous["threads"])
-        self._model.load_state_dict(previous["model"])
-        self._average.model.load_state_dict(previous["ema"])
-        self._optimizer.load_state_dict(previous["optimizer"])
-        for group in self._optimizer.param_groups:
-            group["fused"] = self._device != "mps"  # the saved flag is that of the machine it ran on
+        self._student.check_resumes(previous)
+        self._learner.restore(previous)
         self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
+        self._stopped_early = previous.get("stopped_early", False)
         self._run.follow(previous, self._card)
         log.info("resumed  after epoch %d of %d", self._epoch, self._config.epochs)
 
@@ -235,112 +209,93 @@ class _Training:
         with deferred_interrupts() as self._check_interrupt:
             if not self._metrics:
                 self._save()  # an interrupt in the first epoch has something to resume from
-            while self._epoch < self._config.epochs:
+            while self._epoch < self._config.epochs and not self._stopped_early:
                 row = self._one_epoch(self._epoch)
                 self._epoch += 1
                 self._metrics.append(row)
                 if is_best := row["val_macro_f1"] > self._best["macro_f1"]:
                     self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
+                patience = self._config.early_stopping
+                self._stopped_early = 0 < patience <= self._epoch - self._best["epoch"]
                 self._save()
                 log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
+        if self._stopped_early:
+            log.info("stopped  %d epochs without a better macro F1", self._config.early_stopping)
         wall_s = time.perf_counter() - started
         return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
 
     def _one_epoch(self, epoch: int) -> dict[str, Any]:
-        started = time.perf_counter()
+        started, started_cpu_s = time.perf_counter(), time.process_time()
         torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout"))
-        rows_N = self._learn.epoch_rows(epoch, self._config.seed)
-        batches = self._epoch_batches(epoch, rows_N)
-        parts_sum = np.zeros(3)
-        self._model.train()
-        loaded = self._load(batches)
-        for number, (pixels, index_B) in enumerate(_progress(loaded, len(batches), epoch)):
-            if number == 0:
-                self._learn.check_pixels(pixels, index_B.numpy(), rows_N[index_B.numpy()])
-            step = epoch * len(batches) + number
-            parts = self._step(pixels, index_B, rows_N, step, len(batches) * self._config.epochs)
-            parts_sum += np.array([part.item() for part in parts]) * len(index_B)
+        plan = self._lessons.epoch(epoch)
+        n_batches = len(plan.batches)
+        total_steps = n_batches * self._config.epochs
+        tally = Tally()
+        self._learner.model.train()
+        loaded = self._load(plan.batches)
+        for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch)):
+            if number == 0 and plan.rows_M is not None:
+                first = draw_B.numpy()
+                self._lessons.targets.check_pixels(pixels, plan.sample_M[first], plan.rows_M[first])
+            tally.add(self._step(pixels, draw_B.numpy(), plan, epoch * n_batches + number, total_steps))
             self._check_interrupt()
         trained_s = time.perf_counter() - started
-        if not np.isfinite(parts_sum).all():
-            raise RunError(
-                f"the loss is not finite in epoch {epoch + 1}; {self._run.last} holds the state before it. "
-                f"The usual cause is a learning rate that is too high (now {self._config.lr_peak:g}): lower --lr"
-            )
-        loss, hard, soft = (parts_sum / len(rows_N)).tolist()
-        val = self._validate()
+        found = self._validate(self._learner.average, self._check_interrupt)
+        scores, last_step = found.metrics, (epoch + 1) * n_batches - 1
+        config = self._config
         return {
-            "epoch": epoch + 1, "lr": self._optimizer.param_groups[0]["lr"],
-            "loss": loss, "loss_hard": hard, "loss_soft": soft,
-            "val_accuracy": val.accuracy, "val_balanced_accuracy": val.balanced_accuracy, "val_macro_f1": val.macro_f1,
-            "images_per_s": len(rows_N) / trained_s, "wall_s": time.perf_counter() - started,
+            "epoch": epoch + 1, "lr": self._learner.lr,
+            "temperature": temperature_at(last_step, total_steps, config.temperature, config.temperature_end),
+            **tally.means(config.teacher),
+            "val_accuracy": scores.accuracy, "val_balanced_accuracy": scores.balanced_accuracy,
+            "val_macro_f1": scores.macro_f1, "val_loss": found.loss_nats,
+            "val_agreement": found.agreement.top1, "val_kl": found.agreement.kl_nats,
+            "images_per_s": tally.n_images / trained_s, "wall_s": time.perf_counter() - started,
+            "cpu_s": time.process_time() - started_cpu_s,
         }  # fmt: skip
 
-    def _epoch_batches(self, epoch: int, rows_N: NDArray[np.int64]) -> list[list[ViewItem]]:
-        """Every image once, in random order, in batches of nearly equal size (a batch of one breaks batch norm)."""
-        items = self._learn.items(rows_N)
-        order = np.random.default_rng(derived_seed(self._config.seed, epoch, "order")).permutation(len(items))
-        n_batches = min(-(-len(items) // self._config.batch_size), len(items) // 2)
-        return [[items[i] for i in part] for part in np.array_split(order, n_batches)]
+    def _step(self, pixels: Tensor, draw_B: NDArray[np.int64], plan: EpochPlan, step: int, total_steps: int) -> Step:
+        said = self._lessons.told(plan, draw_B)
+        labels_B = torch.from_numpy(self._lessons.labels_N[plan.sample_M[draw_B]]).to(self._device)
+        teacher_BC = None if said is None else torch.from_numpy(said).to(self._device)
+        inputs = normalise(pixels, self._card, self._device)
+        found = self._learner.step(inputs, teacher_BC, labels_B, step, total_steps)
+        if not math.isfinite(found.loss):
+            raise RunError(
+                f"the loss is {found.loss:g} in step {step + 1:,} of {total_steps:,} (hard {found.hard:g}, soft "
+                f"{found.soft:g}); {self._run.last} holds the state after epoch {self._epoch}. {self._likely_cause()}"
+            )
+        return found
 
-    def _step(
-        self, pixels: Tensor, index_B: Tensor, rows_N: NDArray[np.int64], step: int, total_steps: int
-    ) -> LossParts:
+    def _likely_cause(self) -> str:
         config = self._config
-        index = index_B.numpy()
-        labels = torch.from_numpy(self._learn.labels_N[index]).to(self._device)
-        told = None
-        if config.teacher:
-            teacher_logits = self._learn.mean_logits if config.target == "mean" else self._learn.teacher_logits
-            told = torch.from_numpy(teacher_logits(rows_N[index])).to(self._device)
-        student = self._model(normalise(pixels, self._card, self._device))
-        parts = distillation_loss(student, told, labels, temperature=config.temperature, alpha=config.alpha)
-        self._optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(step, total_steps, config.lr_peak)
-        self._optimizer.step()
-        self._average.update(self._model, step)
-        return LossParts(*(part.detach() for part in parts))
-
-    def _validate(self) -> Metrics:
-        model = self._average.model
-        with torch.inference_mode():
-            logits = [
-                model(normalise(pixels, self._card, self._device)).float().cpu() for pixels in self._clean_batches()
-            ]
-        return classification_metrics(torch.cat(logits).numpy(), self._val.labels_N, self._card.classes)
-
-    def _clean_batches(self) -> Iterator[Tensor]:
-        """The clean validation views, uint8; kept in memory after the first time where they are under a gigabyte."""
-        if self._val_pixels is not None:
-            yield from self._val_pixels.split(128)
-            return
-        rows = self._val.clean_rows()
-        items = self._val.items(rows)
-        batches = [items[start : start + 128] for start in range(0, len(items), 128)]
-        kept: list[Tensor] | None = [] if len(items) * 3 * self._card.size_px**2 < 1_000_000_000 else None
-        for pixels, index_B in self._load(batches):
-            self._val.check_pixels(pixels[:_N_CHECKED], index_B[:_N_CHECKED].numpy(), rows[index_B[:_N_CHECKED]])
-            if kept is not None:
-                kept.append(pixels)
-            yield pixels
-            self._check_interrupt()
-        if kept is not None:
-            self._val_pixels = torch.cat(kept)
+        if self._learner.precision == "fp16":
+            return "The usual cause is the range of fp16: take --precision bf16 or fp32"
+        if not self._learner.has_finite_weights():
+            return "The weights are no numbers any more: is a file of --init damaged?"
+        return (
+            f"The usual cause is a learning rate that is too high (now {config.lr_peak:g}): lower --lr, "
+            f"or pass --clip-norm 1 (now {config.clip_norm:g})"
+        )
 
     def _save(self) -> None:
         checkpoint = {
             "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best, "metrics": self._metrics,
-            "config": {**asdict(self._config), "cache": str(Path(self._learn.reader.path).absolute())},
-            "ids": self._ids, "threads": torch.get_num_threads(),
-            "model": self._model.state_dict(), "ema": self._average.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(), "learned_keys": self._learned_keys,
+            "stopped_early": self._stopped_early,
+            "config": {**asdict(self._config), "cache": str(Path(self._reader.path).absolute())},
+            "ids": self._ids, "threads": torch.get_num_threads(), "learned_keys": self._learned_keys,
+            **self._learner.state(),
         }  # fmt: skip
+        if self._student.architecture is not None:
+            checkpoint["architecture"] = self._student.architecture
         self._run.save(checkpoint, self._card)
 
 
-_CHANGED = {"seal": "the cache was extended or rebuilt", "images": "images were added, removed or relabelled"}
+_CHANGED = {
+    "seal": "the cache was extended or rebuilt",
+    "images": "images were added, removed or relabelled",
+    "class_weights": "the file of class weights was changed",
+}
 
 
 def saved_config(run: str | Path) -> TrainConfig:
@@ -350,14 +305,20 @@ def saved_config(run: str | Path) -> TrainConfig:
 
 
 def _key_digest(*groups: Sequence[Sample]) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for group in groups:
         digest.update(len(group).to_bytes(8, "little"))
         for sample in group:
             digest.update(sample.key + sample.labels[FOLDER_TASK].encode())
     return digest.hexdigest()
+
+
+def _digest_of(values: NDArray[np.float32] | None) -> str:
+    return "" if values is None else hashlib.sha256(values.tobytes()).hexdigest()
+
+
+def _on(device: str, values: NDArray[np.float32] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values).to(device)
 
 
 def _progress(batches: Iterator[tuple[Tensor, Tensor]], total: int, epoch: int) -> Any:

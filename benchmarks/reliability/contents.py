@@ -12,7 +12,7 @@ from cache.workspace import Workspace
 from pipeline.runs import METRIC_COLUMNS
 
 Pair = tuple[bytes, int]
-TIMES = ("images_per_s", "wall_s")
+TIMES = ("images_per_s", "wall_s", "cpu_s")
 
 
 def digest_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from data.samples import FOLDER_TASK, Sample, SampleSet
 from data.views import CLEAN_ROW, ViewPolicy, draw
 from pipeline.bad_images import find_bad_files, refuse_or_tell
 from pipeline.process import derived_seed
-from pipeline.validation import split_off_validation
+from pipeline.training.held_out import split_off_validation
 
 POLICY = ViewPolicy()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import RunError, first_line
 from pipeline.fit.tuning import DualEncoderTuning
-from pipeline.optimisation import learning_rate
+from pipeline.training.optimisation import learning_rate
 
 GRADIENT_NORM = 1.0
 """Longer gradients are cut to this length, as where the models that are fitted here were trained."""

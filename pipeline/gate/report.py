@@ -133,10 +133,9 @@ def report_on(cache: str | Path, data: str | Path, split: str | None, scan: Scan
         train = images.of_split("train")
         known = reader.find([sample.key for sample in train]) >= 0
         groups["train"] = [sample for sample, is_known in zip(train, known, strict=True) if is_known]
-    targets = join(reader, groups, str(data), clean=[split], skip_bad_images=scan.skip_bad_images)
+    targets = join(reader, groups, str(data), clean=[split], skip_bad_images=scan.skip_bad_images, verified=True)
     if not targets[split].samples:
         raise BadSamples(f"{data} has no image in split '{split}' that can be decoded: replace them")
-    targets[split].verify()
     return teacher_report(targets[split], split, targets.get("train"))
 
 

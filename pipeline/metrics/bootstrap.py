@@ -2,6 +2,8 @@
 
 Percentile intervals (Efron & Tibshirani 1993, ch. 13) with the cluster as the unit (Field & Welsh 2007). They tell what
 other images would have scored under this very student, not what another training run would: `train --seeds` does.
+Where all images of a class are right, or all wrong, the interval has no width and says nothing; images that are drawn
+twice make a calibration error look larger, so that its interval lies high.
 All resamples are computed at once from integer weights. N samples, C classes, K resamples, G groups.
 """
 
@@ -42,7 +44,7 @@ class Resamples:
 
     group_N: NDArray[np.int64]
     """Number of each sample's group, 0..G-1."""
-    weights_GK: NDArray[np.int32]
+    weights_GK: NDArray[np.uint16]
     """How often each group was drawn."""
 
     @property
@@ -73,7 +75,7 @@ def draw_resamples(groups: Sequence[str], *, n_resamples: int = N_RESAMPLES, see
     if n_groups < 2:
         return None
     generator = np.random.default_rng(seed)
-    weights_GK = np.empty((n_groups, n_resamples), np.int32)
+    weights_GK = np.empty((n_groups, n_resamples), np.uint16)
     for k in range(n_resamples):
         weights_GK[:, k] = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
     return Resamples(group_N.astype(np.int64), weights_GK)

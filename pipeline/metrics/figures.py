@@ -74,7 +74,7 @@ def reliability_figure(metrics: FullMetrics, title: str = "") -> Figure:
     above.bar(lows, [one.accuracy for one in bins], widths, align="edge", color=_BLUE, edgecolor="white", alpha=0.85)
     above.plot([0, 1], [0, 1], "--", color=_FAINT, label="calibrated")
     above.plot(
-        [one.confidence for one in bins], [one.accuracy for one in bins], "o", color=_RED, markersize=4,
+        [one.confidence for one in bins], [one.accuracy for one in bins], "o", color=_RED, markersize=4, clip_on=False,
         label="mean confidence of a bin",
     )  # fmt: skip
     above.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="accuracy")
@@ -110,7 +110,7 @@ def _write_cells(axes: Any, counts: np.ndarray, shares: np.ndarray, support: np.
             axes.text(column, row, "-", ha="center", va="center", color=_FAINT, fontsize=size)
         elif counts[row, column]:
             ink = "white" if shares[row, column] > 0.55 else _INK
-            share = f"{100 * shares[row, column]:.0f}"
+            share = f"{100 * shares[row, column]:.0f}" if shares[row, column] >= 0.005 else "<1"
             axes.text(column, row - 0.5 * line, f"{share} %" if cell_inch > _ROOM_FOR_SIGN_INCH else share,
                       ha="center", va="center", color=ink, fontsize=size)  # fmt: skip
             axes.text(column, row + 0.65 * line, f"{counts[row, column]:,}",

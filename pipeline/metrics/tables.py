@@ -122,7 +122,11 @@ def _per_class(student: ModelScores) -> list[str]:
         intervals = student.class_intervals.get(name, {})
         cells = [_with_interval(scores[score], intervals.get(score)) for score in PER_CLASS]
         rows.append((name, *cells, f"{scores['support']:,.0f}"))
-    return _columns(rows)
+    all_intervals = [one for of_class in student.class_intervals.values() for one in of_class.values() if one]
+    # All images of a class right, or all wrong: there is nothing to resample, and nothing is certain.
+    is_any_empty = any(one.low == one.high for one in all_intervals)
+    note = ["an interval without width: the images are all alike in this, a bootstrap cannot tell how sure it is"]
+    return _columns(rows) + note * is_any_empty
 
 
 def _subgroups(subgroups: Sequence[Subgroup]) -> Iterator[str]:

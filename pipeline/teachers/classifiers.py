@@ -6,12 +6,11 @@ can replace it later; else the outputs are the logits. B batch, C classes, D emb
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingError, TeacherError, did_you_mean, first_line
-from pipeline.students import build_student, student_names
+from pipeline.network import check_network
+from pipeline.students.build import build_student
+from pipeline.students.names import student_names
+from pipeline.students.pretrained import check_hash, torchvision_file
+from pipeline.students.weights import read_state_dict
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.heads import Head, LinearHead, OutputHead
-from pipeline.teachers.hub import LOADING_ERRORS, check_network
+from pipeline.teachers.hub import LOADING_ERRORS
 from pipeline.teachers.preprocessing import read_preprocessing
 from pipeline.teachers.teacher import LoadedModel, json_digest, weights_digest
 from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
@@ -36,7 +39,6 @@ _SAME_ANSWER = 1e-2
 _NOT_OF_THE_COMPUTATION = ("id2label", "label2id", "transformers_version", "dtype", "problem_type", "_name_or_path")
 _TRANSFORMING = ("googlenet", "inception_v3")
 """Of torchvision, with weights of Google that want other pixels: `transform_input` makes them of the usual ones."""
-_NESTED_IN = ("state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +172,10 @@ def torchvision_classifier(name: str, weights: str, n_classes: int, description:
         offered = ", ".join(choices.__members__)
         raise SettingError(f"no file '{weights}', and {name} has no such weights; torchvision offers: {offered}")
     chosen = choices[weights] if weights else choices.DEFAULT
-    file = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rsplit("/", 1)[-1]
+    file = torchvision_file(chosen)
     try:
         if file.exists():
-            _check_hash(file)
+            check_hash(file)
         else:
             check_network("download.pytorch.org")
         module = torchvision.models.get_model(name, weights=chosen, progress=False)
@@ -190,13 +192,6 @@ def torchvision_classifier(name: str, weights: str, n_classes: int, description:
         module=module, kind="torchvision", architecture=name, size_px=int(shape.crop_size[0]),
         mean=mean, std=std, outputs=tuple(chosen.meta["categories"]),
     )  # fmt: skip
-
-
-def _check_hash(file: Path) -> None:
-    """ValueError where a file is not what the end of its name says; torchvision checks only what it downloads."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if not digest.startswith(file.stem.rpartition("-")[2]):
-        raise ValueError(f"{file} is damaged (its sha256 is {digest[:8]}...): remove it")
 
 
 def timm_classifier(name: str, weights: str, n_classes: int, description: TeacherDescription) -> Classifier:
@@ -252,22 +247,9 @@ def _pretrained_timm(timm: Any, name: str) -> tuple[nn.Module, tuple[str, ...] |
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a state dict (.safetensors, or what torch.save wrote) in full; TeacherError lists what does not fit."""
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except LOADING_ERRORS as error:
-        raise TeacherError(f"{path} holds no weights that can be loaded safely: {first_line(error)}") from error
-    for key in _NESTED_IN:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
-        raise TeacherError(f"{path} holds no state dict: save it by torch.save(model.state_dict(), FILE)")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+        state = read_state_dict(path)
+    except SettingError as error:
+        raise TeacherError(str(error)) from error
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

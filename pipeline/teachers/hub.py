@@ -6,9 +6,6 @@ Knows no kind of model.
 from __future__ import annotations
 
 import pickle
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from pipeline.errors import TeacherError, first_line
+from pipeline.network import check_network
 
 DEFAULT_TEACHER = "google/medsiglip-448"
 # What torch, transformers and timm raise for what is missing, not a model, damaged, or of other shapes.
@@ -55,20 +53,6 @@ def load_local_first(source: str, load: Callable[[bool], Model], expected: str) 
             "without a network, pass a folder that holds it: --teacher DIR\n"
             "To see the whole pipeline without any download: softlabel demo"
         ) from error
-
-
-def check_network(host: str) -> None:
-    """ConnectionError at once: without a network, a download is tried six times over half a minute."""
-    if urllib.request.getproxies():
-        return  # only the proxy knows
-    if host == "huggingface.co":
-        from huggingface_hub import constants
-
-        host = urllib.parse.urlsplit(constants.ENDPOINT).hostname or host
-    try:
-        socket.create_connection((host, 443), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(f"no network connection to {host}") from error
 
 
 def quiet_transformers() -> None:

@@ -70,8 +70,8 @@ def test_the_main_path_from_images_to_predictions(
     code, out, err = cli("evaluate", run, tiny_data, "--split", "test", "--json", tmp_path / "e.json")
     assert code == 0, err
     assert "confusion: rows true, columns predicted" in out
-    assert json.loads((tmp_path / "e.json").read_text())["student"]["n_samples"] == 15
-    assert json.loads(cli("evaluate", run, tiny_data, "--json", "-")[1])["split"] == "test"
+    assert json.loads((tmp_path / "e.json").read_text())["splits"]["test"]["student"]["n_samples"] == 15
+    assert list(json.loads(cli("evaluate", run, tiny_data, "--json", "-")[1])["splits"]) == ["train", "val", "test"]
 
     code, out, err = cli("export", run, "-o", model)
     assert code == 0, err
@@ -195,7 +195,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
     from pipeline.build import BuildConfig
     from pipeline.commands.cache import cache_build
     from pipeline.commands.repair import probe
-    from pipeline.commands.student import train as train_command
+    from pipeline.commands.train import train as train_command
     from pipeline.repair.probe import ProbeConfig
     from pipeline.train import TrainConfig
 

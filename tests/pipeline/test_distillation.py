@@ -180,3 +180,48 @@ def test_medsiglip_sized_logits_stay_finite_in_float32() -> None:
         found.backward()
     assert student.grad is not None
     assert student.grad.isfinite().all()
+
+
+def test_class_weights_multiply_each_samples_own_loss() -> None:
+    """Per sample -log p_label is 0.46436..., 0.06588...: weighted by 1 (label 1) and 3 (label 2), over two samples."""
+    one, other = (hard_loss(logits([row]), labels(label)).item() for row, label in zip(STUDENT, LABELS, strict=True))
+    found = hard_loss(logits(STUDENT), labels(*LABELS), class_weights_C=logits([[9.0, 1.0, 3.0]])[0])
+    assert found.item() == pytest.approx((1 * one + 3 * other) / 2, rel=1e-12)
+    assert (one + other) / 2 == pytest.approx(HARD, rel=1e-12)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
+    """(1 - s) * -log p_label + s * mean_k -log p_k."""
+    each = -torch.log_softmax(logits(STUDENT), dim=1)
+    expected = (0.9 * HARD) + 0.1 * each.mean(dim=1).mean().item()
+    assert hard_loss(logits(STUDENT), labels(*LABELS), label_smoothing=0.1).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_logit_offsets_are_added_in_the_hard_loss_alone() -> None:
+    offsets = logits([[math.log(0.7), math.log(0.2), math.log(0.1)]])[0]
+    found = distillation_loss(
+        logits(STUDENT), logits(TEACHER), labels(*LABELS), temperature=2.0, alpha=0.3, logit_offsets_C=offsets
+    )
+    assert found.hard.item() == pytest.approx(hard_loss(logits(STUDENT) + offsets, labels(*LABELS)).item(), rel=1e-12)
+    assert found.soft.item() == pytest.approx(SOFT[2.0], rel=1e-12)
+
+
+def test_with_the_share_of_its_class_as_offset_a_constant_student_is_right_about_all() -> None:
+    """Menon et al. 2021: logits that say nothing, plus the prior, are the prior; the loss is then its entropy."""
+    prior = [0.5, 0.25, 0.25]
+    offsets = logits([[math.log(p) for p in prior]])[0]
+    found = hard_loss(torch.zeros(4, 3, dtype=torch.float64), labels(0, 0, 1, 2), logit_offsets_C=offsets)
+    assert found.item() == pytest.approx(-sum(p * math.log(p) for p in prior), rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", SOFT)
+def test_the_cross_entropy_form_is_larger_by_the_teachers_entropy_and_has_the_same_gradient(temperature: float) -> None:
+    entropy = -(torch.softmax(t := logits(TEACHER) / temperature, 1) * torch.log_softmax(t, 1)).sum(1).mean().item()
+    gradients = []
+    for form, more in (("kl", 0.0), ("cross-entropy", entropy * temperature**2)):
+        student = logits(STUDENT).requires_grad_()
+        loss = soft_loss(student, logits(TEACHER), temperature, form)
+        assert loss.item() == pytest.approx(SOFT[temperature] + more, rel=1e-12)
+        loss.backward()
+        gradients.append(student.grad)
+    torch.testing.assert_close(*gradients)

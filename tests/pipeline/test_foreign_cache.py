@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cache import CacheReader
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.teachers.prompts import stored_prompts
 from pipeline.train import TrainConfig, train
 
@@ -48,4 +48,4 @@ def test_a_student_learns_from_any_teacher_and_is_measured_against_it(
     """Of a teacher, training needs the answers alone."""
     cache = resealed(tiny_cache, identity={"teacher": teacher}, provenance={"teacher": {"name": ["mine"]}})
     run = train(tiny_data, cache, tmp_path / "run", TRAIN, workers=0).path
-    assert evaluate(run, tiny_data, workers=0).agreement is not None
+    assert evaluate(run, tiny_data, EvaluateConfig(split="test"), workers=0).splits["test"].agreement is not None

@@ -157,21 +157,26 @@ def test_a_missing_clean_view_matters_where_it_is_needed(
 
 
 def test_everything_that_does_not_fit_is_told_at_once_each_on_its_line(
-    tiny_cache: Path, data: Path, resealed: Resealed, without_row: Callable[[Table, int], Table]
-) -> None:
+    tiny_cache: Path, data: Path, resealed: Resealed, without_row: Callable[[Table, int], Table],
+    flipped: Callable[..., Path],
+) -> None:  # fmt: skip
     reader = CacheReader(tiny_cache)
     unclean = scan_folder(data).of_split("train")[0]
     row = reader.rows_of(int(reader.find([unclean.key])[0])).start
     views = {**reader.manifest.identity["views"], "draw_version": 2}
     cache = resealed(tiny_cache, lambda table: without_row(table, row), identity={"views": views})
+    cache = flipped(cache, "logits/0")
     (data / "val" / "melanoma").rename(data / "val" / "freckle")
     add_image(data)
     with pytest.raises(CacheMismatch) as caught:
-        join(cache, data, "train", "val", clean=["train", "val"])
+        join(cache, data, "train", "val", clean=["train", "val"], verified=True)
     title, *lines = str(caught.value).splitlines()
     assert title == f"{cache} and {data} do not fit together:"
-    assert len(lines) == 4
-    expected = ("draw_version 2", "classes freckle", "lacks 1 of 46 images", "lacks the clean view of 1 images")
+    assert len(lines) == 5
+    expected = (
+        "draw_version 2", "classes freckle", "lacks 1 of 46 images", "lacks the clean view of 1 images",
+        "damaged in 1 block: logits/0",
+    )  # fmt: skip
     for words in expected:
         assert sum(words in line for line in lines) == 1, (words, lines)
 

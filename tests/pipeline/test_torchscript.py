@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import RunError
-from pipeline.students import build_student
+from pipeline.students.build import build_student
 from pipeline.torchscript import CARD_NAME, StudentCard, load, to_bytes
 
 CARD = StudentCard(

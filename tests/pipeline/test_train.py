@@ -22,10 +22,12 @@ from pipeline.errors import OutputExists, OverBudget, RunError, SettingError
 from pipeline.inference import load_student
 from pipeline.runs import METRIC_COLUMNS, RunFolder
 from pipeline.targets import TeacherTargets
-from pipeline.train import TrainConfig, saved_config, train
+from pipeline.train import saved_config, train
+from pipeline.training import learner
+from pipeline.training.config import TrainConfig
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
-TIMES = {"images_per_s", "wall_s"}
+TIMES = {"images_per_s", "wall_s", "cpu_s"}
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
@@ -78,7 +80,7 @@ def test_the_mean_target_of_a_view_is_that_of_its_image(
     tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: dict[bytes, set[bytes]] = {}
-    loss, mean_logits = module.distillation_loss, TeacherTargets.mean_logits
+    loss, mean_logits = learner.distillation_loss, TeacherTargets.mean_logits
 
     def watched(self: TeacherTargets, rows: Any) -> Any:
         for row, logits in zip(rows, found := mean_logits(self, rows), strict=True):
@@ -90,7 +92,7 @@ def test_the_mean_target_of_a_view_is_that_of_its_image(
         return loss(student, teacher, *arguments, **options)
 
     monkeypatch.setattr(TeacherTargets, "mean_logits", watched)
-    monkeypatch.setattr(module, "distillation_loss", taught)
+    monkeypatch.setattr(learner, "distillation_loss", taught)
     train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, target="mean"), workers=0)
     assert len(told) == 30
     assert all(len(targets) == 1 for targets in told.values())
@@ -111,7 +113,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(
     during: str, tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, stop_at = 0, {"first epoch": 2, "second epoch": 6}[during]
-    loss = module.distillation_loss
+    loss = learner.distillation_loss
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         nonlocal steps
@@ -120,10 +122,10 @@ def test_a_resumed_run_equals_an_undisturbed_one(
             raise KeyboardInterrupt
         return loss(*arguments, **options)
 
-    monkeypatch.setattr(module, "distillation_loss", interrupted)
+    monkeypatch.setattr(learner, "distillation_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
-    monkeypatch.setattr(module, "distillation_loss", loss)
+    monkeypatch.setattr(learner, "distillation_loss", loss)
     if during == "first epoch":
         with pytest.raises(RunError, match=r"no epoch of .* has ended yet"):
             load_student(tmp_path / "run", "cpu")
@@ -222,12 +224,12 @@ def test_the_start_shows_the_teacher_beside_the_majority_share(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = module.distillation_loss
+    loss = learner.distillation_loss
 
     def broken(*arguments: Any, **options: Any) -> Any:
         return type(parts := loss(*arguments, **options))(*(part * float("nan") for part in parts))
 
-    monkeypatch.setattr(module, "distillation_loss", broken)
+    monkeypatch.setattr(learner, "distillation_loss", broken)
     with pytest.raises(RunError, match="lower --lr"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0

@@ -22,7 +22,7 @@ from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, train
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
-TIMES = {"images_per_s", "wall_s"}
+TIMES = {"images_per_s", "wall_s", "cpu_s"}
 AfterEpoch = Callable[[int, Callable[[], object]], None]
 
 

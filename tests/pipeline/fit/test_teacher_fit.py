@@ -33,7 +33,7 @@ from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import PromptSource, default_prompts
 
 CONFIG = FitConfig(epochs=3, batch_size=8, lr_peak=2e-4)
-TIMES = {"images_per_s", "wall_s"}
+TIMES = {"images_per_s", "wall_s", "cpu_s"}
 StopAt = Callable[..., None]
 
 

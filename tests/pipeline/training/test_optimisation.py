@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.optimisation import MovingAverage, learning_rate
+from pipeline.training.optimisation import MovingAverage, learning_rate
 
 
 def test_the_schedule_is_the_documented_curve() -> None:

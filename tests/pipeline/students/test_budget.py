@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,25 +12,12 @@ from torch import nn
 
 from pipeline import torchscript
 from pipeline.errors import OverBudget, SettingError
-from pipeline.students import (
-    DEFAULT_STUDENT,
-    MB,
-    _family,
-    _largest_that_fits,
-    build_student,
-    check_budget,
-    parameter_bytes,
-    student_names,
-)
+from pipeline.students.budget import MB, _family, _largest_that_fits, check_budget, n_parameters
+from pipeline.students.build import build_student, parameter_bytes, tensor_bytes
+from pipeline.students.names import DEFAULT_STUDENT, student_names
 from pipeline.torchscript import StudentCard
 
-
-def card_of(name: str, n_classes: int = 3, size_px: int = 64) -> StudentCard:
-    classes = tuple(f"class {i}" for i in range(n_classes))
-    return StudentCard(
-        student=name, task="class", classes=classes, size_px=size_px, geometry="warp", cache_id="0" * 64,
-        taught=True, teacher="none",
-    )  # fmt: skip
+CardOf = Callable[..., StudentCard]
 
 
 def real_bytes(model: nn.Module) -> int:
@@ -106,7 +94,7 @@ def test_a_size_that_the_architecture_cannot_take_is_refused(name: str, size_px:
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[nn.Module, StudentCard, int]:
+def small(card_of: CardOf) -> tuple[nn.Module, StudentCard, int]:
     """A student that is quickly scripted, its card, the bytes of its file."""
     model, card = build_student("squeezenet1_1", 3, 64), card_of("squeezenet1_1")
     return model, card, len(torchscript.to_bytes(model, card))
@@ -127,7 +115,9 @@ def test_the_budget_is_of_the_very_bytes_of_the_file(small: tuple[nn.Module, Stu
         ("resnet18", 6.0, "shufflenet_v2_x1_0"),  # no ResNet is so small: the default's family instead
     ],
 )
-def test_a_refusal_names_the_largest_variant_that_really_fits(name: str, budget_mb: float, fitting: str) -> None:
+def test_a_refusal_names_the_largest_variant_that_really_fits(
+    name: str, budget_mb: float, fitting: str, card_of: CardOf
+) -> None:
     with pytest.raises(OverBudget, match=f"the budget is {budget_mb:g} MB") as caught:
         check_budget(build_student(name, 3, 64), card_of(name), budget_mb)
     found = re.search(r"--student (\w+)", str(caught.value))
@@ -147,6 +137,33 @@ def test_a_refusal_never_names_the_refused_student_itself(small: tuple[nn.Module
     just_short_mb = (small[2] - 1) / MB
     assert _largest_that_fits("squeezenet1_1", 3, 64, just_short_mb) != "squeezenet1_1"
     assert _largest_that_fits("squeezenet1_1", 3, 64, 25.0) in _family("squeezenet1_1")
+
+
+def test_a_refusal_of_timm_names_one_of_torchvision_that_fits(card_of: CardOf) -> None:
+    with pytest.raises(
+        OverBudget, match=r"timm:resnet10t with 3 classes .*largest that fits is shufflenet_v2_x1_0: --st"
+    ):
+        check_budget(build_student("resnet10t", 3, 64), card_of("timm:resnet10t"), 6.0)
+
+
+def test_a_refusal_of_a_users_model_says_how_many_parameters_fit(card_of: CardOf) -> None:
+    model = nn.Linear(1000, 1000)
+    said = r"net.py:build .* the budget is 2 MB; its 1,001,000 parameters are 4 bytes each, about 425,000 fit: make it "
+    with pytest.raises(OverBudget, match=said):
+        check_budget(model, card_of("net.py:build"), 2.0)
+    fitting = nn.Linear(424, 1000)
+    assert check_budget(fitting, card_of("net.py:build"), 2.0) > 424_000 * 4
+
+
+def test_facts_of_a_student_are_those_of_its_tensors() -> None:
+    model = build_student("squeezenet1_1", 3, 64)
+    assert n_parameters(model) == sum(p.numel() for p in model.parameters())
+    assert tensor_bytes(model) == real_bytes(model)
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_vit"])
+def test_a_timm_model_is_weighed_as_it_is(name: str) -> None:
+    assert parameter_bytes(name, 5, 64) == real_bytes(build_student(name, 5, 64))
 
 
 def test_weighing_a_student_does_not_end_its_training_mode(small: tuple[nn.Module, StudentCard, int]) -> None:

@@ -1,0 +1,173 @@
+"""The question of the project on an image folder: what do soft labels give, at which T, alpha and number of views?
+
+Trains and tests every row of docs/results.md from one cache, several runs at a time on a thread each; finished runs are
+left alone, interrupted ones go on. Run: python benchmarks/student_table.py DATA t.h5 WORK --jobs 2, then --summary
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+SEEDS = (0, 1, 2)
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+SMALL, LARGE = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"
+BASE: dict[str, Any] = {
+    "student": SMALL, "student_size_px": 64, "batch_size": 64, "temperature": 2.0, "alpha": 0.3, "epochs": 30,
+    "n_views": 8,
+}  # fmt: skip
+ARMS: dict[str, dict[str, Any]] = {
+    "hard labels, cached views": {"teacher": False},
+    "hard labels, fresh views": {"teacher": False, "fresh_views": True, "n_views": 0},
+    "soft and hard labels": {},
+    "soft labels only": {"alpha": 0.0},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "batches of 32": {"batch_size": 32},
+    "no moving average": {"ema_decay": 0.0},
+    "mean target": {"target": "mean"},
+    "class weights": {"class_weights": "auto"},
+    "balanced sampler": {"sampler": "balanced"},
+    "logit adjustment 1": {"logit_adjustment": 1.0},
+    "label smoothing 0.1": {"label_smoothing": 0.1},
+    "dropout 0.2": {"dropout": 0.2},
+    "T from 4 to 1": {"temperature": 4.0, "temperature_end": 1.0},
+    "sgd, 0.05": {"optimizer": "sgd", "lr_peak": 0.05, "weight_decay": 5e-4},
+    "clip norm 1": {"clip_norm": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of one table: settings that three seeds share."""
+
+    table: str
+    name: str
+    settings: dict[str, Any]
+
+    def folder(self, work: Path, seed: int) -> Path:
+        """Where one of its runs stands; rows of the same settings share their runs."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return work / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{seed}"
+
+
+def rows() -> Iterator[Row]:
+    """Every row, the cheap and telling ones first."""
+    for epochs in (30, 90, 10):
+        yield from _arms("all labels", SMALL, epochs, 1.0)
+    for temperature in (1.0, 2.0, 4.0, 8.0):
+        yield _row("T", f"T {temperature:g}", temperature=temperature)
+    for alpha in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9):
+        yield _row("alpha", f"alpha {alpha:g}", alpha=alpha)
+    for n_views in (1, 2, 4, 8, 16):
+        yield _row("views", f"{n_views} views", n_views=n_views)
+    for epochs in (30, 90):
+        yield from _arms("10% of the labels", SMALL, epochs, 0.1)
+    for name, changes in OPTIONS.items():
+        yield _row("options", name, **changes)
+    for epochs in (30, 90):
+        yield from _arms("all labels", LARGE, epochs, 1.0)
+    yield from _arms("10% of the labels", LARGE, 30, 0.1)
+
+
+def _row(table: str, name: str, **changes: Any) -> Row:
+    return Row(table, name, BASE | changes)
+
+
+def _arms(labels: str, student: str, epochs: int, fraction: float) -> Iterator[Row]:
+    for name, changes in ARMS.items():
+        # Hard labels alone see the labelled images only: as many steps take as many more epochs.
+        passes = round(epochs / fraction) if changes.get("teacher") is False else epochs
+        settings = {"student": student, "epochs": passes, "label_fraction": fraction}
+        yield _row(f"{labels}, {student[-4:]}, {epochs} epochs", name, **settings, **changes)
+
+
+def run(row: Row, seed: int, data: Path, cache: Path, work: Path) -> float:
+    """Train and test one run; CPU seconds of this process."""
+    import torch
+
+    from data.options import ScanOptions
+    from pipeline.evaluate import evaluate
+    from pipeline.process import tune_allocator
+    from pipeline.train import TrainConfig, train
+
+    tune_allocator()
+    torch.set_num_threads(1)
+    logging.getLogger("pipeline").setLevel(logging.WARNING)
+    started, folder = time.process_time(), row.folder(work, seed)
+    if (folder / "test.json").exists():
+        return 0.0
+    config = replace(TrainConfig(), **row.settings, seed=seed)
+    train(data, cache, folder, config, resume=(folder / "last.pt").exists(), anyway=True, workers=0, device="cpu")
+    found = evaluate(folder, data, split="test", cache=cache, workers=0, device="cpu", scan=ScanOptions())
+    spent_s = time.process_time() - started
+    result = {"settings": row.settings, "seed": seed, "cpu_s": spent_s, **asdict(found)}
+    (folder / "test.json").write_text(json.dumps(result))
+    return spent_s
+
+
+def summarise(work: Path) -> None:
+    """The tables of what stands, as Markdown."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows():
+        tables.setdefault(row.table, []).append(row)
+    spent_s: dict[Path, float] = {}
+    for table, its_rows in tables.items():
+        print(f"\n{table}\n\n| | seeds | accuracy | balanced accuracy | macro F1 |\n|---|---|---|---|---|")
+        for row in its_rows:
+            files = [row.folder(work, seed) / "test.json" for seed in SEEDS]
+            found = [json.loads(file.read_text()) for file in files if file.exists()]
+            if not found:
+                continue
+            spent_s |= {file: one["cpu_s"] for file, one in zip(filter(Path.exists, files), found, strict=True)}
+            cells = [_mean_and_spread([one["student"][score] for one in found]) for score in SCORES]
+            print(f"| {row.name} | {len(found)} | {' | '.join(cells)} |")
+    print(f"\n{len(spent_s)} runs, {sum(spent_s.values()) / 3600:.1f} hours of one thread")
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("cache", type=Path, help="with 16 views of every train image")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
+    parser.add_argument("--only", default="", help="tables whose name begins so")
+    parser.add_argument("--summary", action="store_true", help="print the tables of what stands")
+    given = parser.parse_args()
+    if given.summary:
+        summarise(given.work)
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    wanted = [row for row in rows() if row.table.startswith(given.only)]
+    distinct: dict[Path, tuple[Row, int]] = {}
+    for row in wanted:
+        for seed in SEEDS:
+            distinct.setdefault(row.folder(given.work, seed), (row, seed))
+    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
+        jobs = {
+            pool.submit(run, row, seed, given.data, given.cache, given.work): (row, seed)
+            for row, seed in distinct.values()
+        }  # fmt: skip
+        for job, (row, seed) in jobs.items():
+            print(f"{row.table}: {row.name}, seed {seed}: {job.result():.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Students: pixels -> logits, from torchvision, timm or a user's own file. Never trains; knows no cache."""

@@ -1,0 +1,71 @@
+"""What a student weighs against the budget of its exported file, and what to take where it is too much.
+
+Never trains and writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from pipeline import torchscript
+from pipeline.errors import OverBudget, SettingError
+from pipeline.students.build import parameter_bytes, tensor_bytes
+from pipeline.students.names import DEFAULT_STUDENT, find_source, student_names
+from pipeline.torchscript import StudentCard
+
+MB = 1_000_000
+"""Budgets are in megabytes of 1e6 bytes, of the exported file."""
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Weights that learn; the statistics of batch norm are none."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_budget(model: nn.Module, card: StudentCard, budget_mb: float) -> int:
+    """The bytes of the exported file; OverBudget names the largest variant of the family that fits."""
+    n_classes = len(card.classes)
+    weights = tensor_bytes(model)
+    # A model far over the budget is not worth scripting; one near it is measured exactly.
+    artefact_bytes = weights if weights > budget_mb * MB else len(torchscript.to_bytes(model, card))
+    if artefact_bytes <= budget_mb * MB:
+        return artefact_bytes
+    raise OverBudget(
+        f"{card.student} with {n_classes} classes exports to {artefact_bytes / MB:.1f} MB, the budget is "
+        f"{budget_mb:g} MB; {_advice(model, card, budget_mb)}, or raise --budget-mb"
+    )
+
+
+def _advice(model: nn.Module, card: StudentCard, budget_mb: float) -> str:
+    if find_source(card.student).kind == "file":
+        at_most = max(0, int(budget_mb * MB - 300_000) // 4)
+        return f"its {n_parameters(model):,} parameters are 4 bytes each, about {at_most:,} fit: make it narrower"
+    fitting = _largest_that_fits(card.student, len(card.classes), card.size_px, budget_mb)
+    return f"the largest that fits is {fitting}: --student {fitting}" if fitting else "nothing smaller is known"
+
+
+def _largest_that_fits(name: str, n_classes: int, size_px: int, budget_mb: float) -> str | None:
+    """Of the same torchvision family, else of the default student's. The 3 % are what TorchScript adds to weights."""
+    for family in (_family(name), _family(DEFAULT_STUDENT)):
+        bytes_of = {}
+        for relative in family:
+            try:
+                bytes_of[relative] = parameter_bytes(relative, n_classes, size_px)
+            except SettingError:
+                continue
+        fitting = [relative for relative, n_bytes in bytes_of.items() if n_bytes * 1.03 + 300_000 <= budget_mb * MB]
+        if fitting:
+            return max(fitting, key=lambda relative: bytes_of[relative])
+    return None
+
+
+def _family(name: str) -> list[str]:
+    """Torchvision's variants of one architecture; none of timm's, of which one module can make hundreds."""
+    if name not in student_names():
+        return []
+    builder: Callable[[str], Any] = torchvision.models.get_model_builder
+    return [other for other in student_names() if builder(other).__module__ == builder(name).__module__]

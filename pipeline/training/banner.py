@@ -1,0 +1,56 @@
+"""The lines before the first step: the student beside its budget and its teacher, and what it is trained on.
+
+Computes no score (`pipeline.gate.report` does) and trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from cache import CacheReader
+from cache.errors import printable
+from pipeline.training.config import TrainConfig
+from pipeline.training.lessons import Lessons
+
+KNOWN_GAP = 0.01
+"""Students below this share of the teacher's parameters are known to follow it badly: a capacity gap, which a teacher
+assistant between the two narrows (Mirzadeh et al. 2020)."""
+_MB = 1_000_000
+_N_NAMED = 20
+"""Classes that are counted in the banner."""
+
+
+def capacity_ratio(reader: CacheReader, n_parameters: int) -> float | None:
+    """Parameters of the student / those of the teacher; None where the cache does not say."""
+    teacher: Any = reader.manifest.provenance.get("teacher_parameters")
+    if isinstance(teacher, bool) or not isinstance(teacher, int) or teacher <= 0:
+        return None
+    return n_parameters / teacher
+
+
+def banner(
+    lessons: Lessons, n_val: int, val_source: str, config: TrainConfig, *, n_parameters: int, artefact_bytes: int,
+    device: str, precision: str, workers: int,
+) -> Iterator[str]:  # fmt: skip
+    """What this run is, a line each; the words of strangers' files made printable."""
+    yield (
+        f"student  {config.student} at {config.student_size_px} px: {n_parameters / 1e6:.2f} M parameters, "
+        f"{artefact_bytes / _MB:.1f} MB exported ({artefact_bytes / _MB / config.budget_mb:.0%} of the budget of "
+        f"{config.budget_mb:g} MB)"
+    )
+    ratio = capacity_ratio(lessons.targets.reader, n_parameters)
+    if ratio is not None and config.teacher:
+        gap = f"; below {KNOWN_GAP} is a known gap: a teacher assistant may help (docs/methods.md)"
+        yield f"capacity {ratio:.2g} of the teacher's parameters{gap if ratio < KNOWN_GAP else ''}"
+    labelled = f" ({lessons.n_labelled:,} with a label)" if lessons.n_labelled < len(lessons.samples) else ""
+    shown = "fresh views" if config.fresh_views else f"{lessons.mean_views:.3g} cached views each"
+    yield (
+        f"images   {len(lessons.samples):,} train{labelled}, {n_val:,} val ({val_source}); {shown}, "
+        f"{lessons.n_classes} classes"
+    )
+    counts = [f"{name} {count:,}" for name, count in lessons.class_counts().items()]
+    yield printable("classes  " + ", ".join(counts[:_N_NAMED]) + (", ..." if len(counts) > _N_NAMED else ""))
+    yield f"runs on  {device}, {precision}, {torch.get_num_threads()} threads, {workers} loader processes"

@@ -1,0 +1,48 @@
+"""Settings of a training run in a YAML file: `train --config run.yaml`, where flags win, and `--write-config`.
+
+Run: softlabel train DATA t.h5 -o RUN --write-config run.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import OutputExists, SettingError, did_you_mean
+from pipeline.outputs import check_output_file
+from pipeline.training.config import TrainConfig
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings of a file by their names in TrainConfig; SettingError lists all that it does not know."""
+    advice = "`softlabel train ... --write-config FILE` writes one with every setting"
+    try:
+        found: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"--config {path}: {error.strerror}; {advice}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not YAML; {advice}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise SettingError(f"{path} holds no settings, expected lines such as `temperature: 4.0`; {advice}")
+    known = [field.name for field in fields(TrainConfig)]
+    unknown = [f"unknown key '{key}'{did_you_mean(str(key), known)}" for key in found if key not in known]
+    if unknown:
+        raise SettingError(f"{path}: {'; '.join(unknown)}")
+    return found
+
+
+def write_config(path: str | Path, config: TrainConfig) -> None:
+    """Every setting with its value, as `--config` takes it; OutputExists where there is such a file."""
+    from cache import durable
+
+    check_output_file(path)
+    text = "# The settings of `softlabel train`; what they mean: softlabel train --help\n"
+    text += yaml.safe_dump(asdict(config), sort_keys=False)
+    with durable.unpublished(Path(path), text.encode()) as temp:
+        if not durable.publish_new(temp, Path(path)):
+            raise OutputExists(f"{path} exists: choose another name, or delete it")

@@ -1,0 +1,124 @@
+"""What a student is shown and told: which view of which sample in which batch of an epoch, with label and soft target.
+
+Draws from (seed, epoch, purpose) alone, so that an epoch is the same after a resume. Renders nothing.
+N samples, M draws of an epoch, B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import CacheMismatch
+from data.loaders import ViewItem
+from data.samples import Sample
+from data.views import draw
+from pipeline.losses.distillation import UNLABELLED
+from pipeline.process import derived_seed
+from pipeline.targets import TeacherTargets, times_before, view_policy
+from pipeline.training.config import TrainConfig
+from pipeline.training.labels import class_counts, keep_labels
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One pass: its items carry the number of their draw as target."""
+
+    batches: list[list[ViewItem]]
+    sample_M: NDArray[np.int64]
+    """The sample of each draw."""
+    rows_M: NDArray[np.int64] | None
+    """The row of the cache that each draw shows; None for fresh views."""
+
+
+class Lessons:
+    """The train images of one run."""
+
+    def __init__(self, targets: TeacherTargets, config: TrainConfig) -> None:
+        self._config = config
+        keys = [sample.key for sample in targets.samples]
+        labels_N = keep_labels(keys, targets.labels_N, config.label_fraction, config.seed)
+        if not config.teacher:  # an image without a label has nothing to teach then
+            kept = np.flatnonzero(labels_N != UNLABELLED)
+            targets, labels_N = targets.subset(kept), labels_N[kept]
+        self.targets, self.labels_N = targets, labels_N
+        self.n_classes = len(targets.classes)
+        self._policy = view_policy(targets.reader)
+        _check_n_views(targets, config.n_views)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples, as `labels_N` counts them."""
+        return list(self.targets.samples)
+
+    @property
+    def n_labelled(self) -> int:
+        """How many samples have a label that is used."""
+        return int((self.labels_N != UNLABELLED).sum())
+
+    def class_counts(self) -> dict[str, int]:
+        """Class name -> labelled samples."""
+        return dict(zip(self.targets.classes, class_counts(self.labels_N, self.n_classes).tolist(), strict=True))
+
+    @property
+    def mean_views(self) -> float:
+        """Views that an image is shown in, on average; infinite for fresh ones."""
+        if self._config.fresh_views:
+            return float("inf")
+        return float(self.targets.used_views(self._config.n_views).mean())
+
+    def epoch(self, epoch: int) -> EpochPlan:
+        """The plan of one epoch, from 0: batches of nearly equal size (a batch of one breaks batch norm)."""
+        config = self._config
+        generator = np.random.default_rng(derived_seed(config.seed, epoch, "order"))
+        n_samples = len(self.labels_N)
+        if config.sampler == "balanced":
+            sample_M = np.sort(generator.choice(n_samples, n_samples, p=self._chances()))
+        else:
+            sample_M = np.arange(n_samples)
+        rows_M = None
+        if config.fresh_views:
+            items = self._fresh_items(epoch, sample_M)
+        else:
+            rows_M = self.targets.epoch_rows(epoch, config.seed, n_views=config.n_views, sample_M=sample_M)
+            items = self.targets.items(rows_M, sample_M)
+        order = generator.permutation(n_samples)
+        n_batches = min(-(-n_samples // config.batch_size), n_samples // 2)
+        batches = [[items[i] for i in part] for part in np.array_split(order, n_batches)]
+        return EpochPlan(batches, sample_M, rows_M)
+
+    def told(self, plan: EpochPlan, draw_B: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """The soft targets of some draws: raw logits, float32 [B, C]; None for hard labels only."""
+        if not self._config.teacher or plan.rows_M is None:
+            return None
+        logits_of = self.targets.mean_logits if self._config.target == "mean" else self.targets.teacher_logits
+        return logits_of(plan.rows_M[draw_B])
+
+    def _chances(self) -> NDArray[np.float64]:
+        """Of being drawn, float64 [N]: each class equally often; a sample without a label as often as in `shuffle`."""
+        n_samples = len(self.labels_N)
+        counts = class_counts(self.labels_N, self.n_classes)
+        share = self.n_labelled / n_samples / (counts > 0).sum()
+        of_class = share / np.maximum(counts, 1)
+        return np.where(self.labels_N == UNLABELLED, 1 / n_samples, of_class[self.labels_N])
+
+    def _fresh_items(self, epoch: int, sample_M: NDArray[np.int64]) -> list[ViewItem]:
+        """Views drawn as the cache's were, by a stream of this run's own; the second draw of a sample is another."""
+        seed = derived_seed(self._config.seed, "fresh views")
+        again = times_before(sample_M)
+        return [
+            ViewItem(sample, draw(self._policy, sample.key, 1 + epoch + (int(times) << 32), seed), number)
+            for number, (sample, times) in enumerate(
+                zip((self.targets.samples[i] for i in sample_M), again, strict=True)
+            )
+        ]
+
+
+def _check_n_views(targets: TeacherTargets, n_views: int) -> None:
+    if (fewest := int(targets.n_views_N.min())) < n_views:
+        raise CacheMismatch(
+            f"{targets.reader.path} has {fewest} views of some train images, this run asks for {n_views}: "
+            f"add them by `softlabel cache build ... --views {n_views}`, or ask for fewer"
+        )

@@ -1,0 +1,85 @@
+"""Several runs that differ by their seed alone: `train --seeds 5` -> RUN/seed-<s>/ and RUN/seeds.json, mean and spread.
+
+Each run is a run folder of its own, as `pipeline.train` makes it. Run: softlabel train DATA t.h5 -o RUN --seeds 5
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cache import durable
+from pipeline.errors import OutputExists, RunError
+from pipeline.outputs import check_output_folder
+from pipeline.runs import RunFolder, is_finished
+from pipeline.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+SUMMARY_NAME = "seeds.json"
+_SCORES = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl")
+
+
+@dataclass(frozen=True)
+class SeedsResult:
+    """All runs of one configuration, each at its best epoch."""
+
+    path: Path
+    rows: tuple[dict[str, Any], ...]
+    """The row of metrics.csv of each run's best epoch, and its `seed`."""
+
+    def mean_and_spread(self, column: str) -> tuple[float, float]:
+        """Mean and standard deviation (n - 1; 0 of a single run) over the seeds."""
+        values = [float(row[column]) for row in self.rows]
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found = {column: self.mean_and_spread(column) for column in _SCORES}
+        summary = {column: {"mean": mean, "std": spread} for column, (mean, spread) in found.items()}
+        return {"seeds": [row["seed"] for row in self.rows], "best_epochs": summary, "runs": list(self.rows)}
+
+
+def seed_folders(out: str | Path) -> list[Path]:
+    """The run folders below `out`, by their seeds; [] where `out` is no such folder."""
+    found = [path for path in Path(out).glob("seed-*") if path.name[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def train_seeds(
+    out: str | Path,
+    config: TrainConfig,
+    n_seeds: int,
+    run: Callable[[Path, TrainConfig, bool], object],
+    *,
+    resume: bool,
+) -> SeedsResult:  # fmt: skip
+    """Run the seeds config.seed, +1, ... one after the other; with `resume` those that are finished stay as they are.
+
+    `run(folder, config, resume)` trains one. Raises OutputExists or RunError before the first.
+    """
+    out = Path(out)
+    check_output_folder(out)
+    if not resume and out.exists() and any(out.iterdir()):
+        go_on = "go on with it by --resume, or " if seed_folders(out) else ""
+        raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
+    if resume and RunFolder(out).last.exists():
+        raise RunError(f"{out} is a single run: go on with it without --seeds")
+    rows = []
+    for number in range(n_seeds):
+        one = replace(config, seed=config.seed + number)
+        folder = RunFolder(out / f"seed-{one.seed}")
+        if not (folder.last.exists() and is_finished(folder.load_last())):
+            log.info("seed     %d (%d of %d) in %s", one.seed, number + 1, n_seeds, shlex.quote(str(folder.path)))
+            run(folder.path, one, resume and folder.last.exists())
+        last = folder.load_last()
+        rows.append({"seed": one.seed, **last["metrics"][last["best"]["epoch"] - 1]})
+    result = SeedsResult(out, tuple(rows))
+    durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    return result

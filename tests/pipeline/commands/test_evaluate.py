@@ -1,0 +1,58 @@
+"""The command line of evaluate: what it prints and writes, and what it says to each mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def test_a_folder_and_json_have_the_same_numbers(cli: Cli, tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    images = sorted(tiny_data.glob("*/*/*.png"))
+    rows = [f"{path.relative_to(tiny_data).as_posix()},{i // 2},{i % 7 + 40}" for i, path in enumerate(images)]
+    table.write_text("\n".join(["path,lesion,age", *rows]))
+    words = ("--csv", table, "--group-column", "lesion", "--subgroup-column", "age, lesion_side")
+    code, _, err = cli("evaluate", tiny_run, tiny_data, *words)
+    assert (code, "has no column lesion_side; it has path, lesion, age" in err) == (1, True)
+    words = (*words[:-1], "age", "--sensitivity-of", "melanoma,melanocytic nevus", "--json", tmp_path / "e.json")
+    words = (*words, "--split", "test")
+    code, out, err = cli("evaluate", tiny_run, tiny_data, "-o", tmp_path / "scores", *words)
+    assert code == 0, err
+    assert f"{tmp_path / 'scores'}: scores, tables, figures and predictions" in out
+    assert "the threshold was chosen on val" in out
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found == json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert list(found["splits"]) == ["test"]
+    assert (tmp_path / "scores" / "test" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = cli("evaluate", tiny_run, tiny_data, "-o", tmp_path / "scores")
+    assert (code, "is not empty: choose another -o" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "exit_code"),
+    [
+        (("RUN", "DATA", "--sensitivity-of", "melanom"), "no class is called 'melanom'; did you mean 'melanoma'?", 1),
+        (("RUN", "DATA", "--sensitivity-of", "melanoma,,nevus"), "expected names with commas between them", 2),
+        (("RUN", "DATA", "--at-specificity", "90"), "at_specificity must be in 0.01..1, got 90.0", 1),
+        (("RUN", "DATA", "--subgroup-column", "sex"), "name it by --csv FILE", 1),
+        (("RUN", "DATA", "--csv", "none.csv", "--group-column", "x"), "cannot read none.csv", 1),
+        (("RUN", "DATA", "--split", "dev"), "'dev' is not one of", 2),
+        (("DATA", "RUN"), "the order is `softlabel evaluate MODEL DATA`", 1),
+        (("CACHE", "DATA"), "is a cache, no student", 1),
+        (("RUN", "CACHE"), "is a cache, no folder of images", 1),
+        (("RUN", "DATA", "--cache", "none.h5"), "none.h5", 1),
+        (("RUN", "DATA", "-o", "DATA"), "is not empty: choose another -o", 1),
+    ],
+)
+def test_a_mistake_is_one_message(
+    words: tuple[str, ...], said: str, exit_code: int, cli: Cli, tiny_run: Path, tiny_data: Path, tiny_cache: Path
+) -> None:
+    given = {"RUN": tiny_run, "DATA": tiny_data, "CACHE": tiny_cache}
+    code, out, err = cli("evaluate", *(given.get(word, word) for word in words))
+    assert (code, out) == (exit_code, "")
+    assert said in err

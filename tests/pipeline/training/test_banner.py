@@ -1,0 +1,70 @@
+"""The lines before the first step: budget, capacity, images, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.targets import TeacherTargets
+from pipeline.training import lessons
+from pipeline.training.banner import banner, capacity_ratio
+from pipeline.training.config import TrainConfig
+
+Told = Callable[..., TeacherTargets]
+
+
+@pytest.fixture
+def say(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The banner of a run on five images of two classes, three of the first."""
+    monkeypatch.setattr(lessons, "view_policy", lambda reader: None)
+
+    def say(*, teacher_parameters: Any = None, **settings: Any) -> list[str]:
+        targets = told([0, 0, 0, 1, 1], np.zeros((5, 2)), name=f"{len(list(tmp_path.iterdir()))}.h5")
+        if teacher_parameters is not None:
+            targets.reader.manifest.provenance["teacher_parameters"] = teacher_parameters
+        config = TrainConfig(student_size_px=64, **settings)
+        return list(
+            banner(
+                lessons.Lessons(targets, config), 7, "split val", config, n_parameters=350_000,
+                artefact_bytes=1_600_000, device="cpu", precision="fp32", workers=2,
+            )
+        )  # fmt: skip
+
+    return say
+
+
+def test_the_banner_says_what_is_trained_on_what(say: Callable[..., list[str]]) -> None:
+    student, images, classes, where = say(budget_mb=3.2, student="resnet18")
+    assert student == "student  resnet18 at 64 px: 0.35 M parameters, 1.6 MB exported (50% of the budget of 3.2 MB)"
+    assert images == "images   5 train, 7 val (split val); 1 cached views each, 2 classes"
+    assert classes == "classes  class 0 3, class 1 2"
+    assert where.startswith("runs on  cpu, fp32, ")
+    assert where.endswith(" threads, 2 loader processes")
+
+
+def test_fresh_views_and_missing_labels_are_said(say: Callable[..., list[str]]) -> None:
+    assert "; fresh views, " in say(fresh_views=True, teacher=False)[1]
+    assert "5 train (2 with a label)" in say(label_fraction=0.4)[1]
+
+
+@pytest.mark.parametrize(("teacher_parameters", "is_gap"), [(34_000_000, False), (400_000_000, True)])
+def test_a_student_far_below_its_teacher_is_a_known_gap(
+    teacher_parameters: int, is_gap: bool, say: Callable[..., list[str]]
+) -> None:
+    line = say(teacher_parameters=teacher_parameters)[1]
+    assert line.startswith(f"capacity {350_000 / teacher_parameters:.2g} of the teacher's parameters")
+    assert ("known gap: a teacher assistant may help" in line) == is_gap
+    assert not any(line.startswith("capacity") for line in say(teacher_parameters=teacher_parameters, teacher=False)), (
+        "without a teacher there is none to be compared with"
+    )
+
+
+@pytest.mark.parametrize("nonsense", [0, -5, "many", True, None])
+def test_a_cache_that_does_not_know_its_teachers_size_gives_no_ratio(nonsense: Any, told: Told) -> None:
+    targets = told([0, 1], np.zeros((2, 2)))
+    targets.reader.manifest.provenance["teacher_parameters"] = nonsense
+    assert capacity_ratio(targets.reader, 100) is None

@@ -1,0 +1,75 @@
+"""Settings in a file: what is written is read again, flags win, and what is not known is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import OutputExists, SettingError
+from pipeline.training.config import TrainConfig
+from pipeline.training.config_file import read_config, write_config
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    config = TrainConfig(temperature=2.5, teacher=False, lr_peak=1e-5, class_weights="auto", seed=2**62)
+    write_config(tmp_path / "run.yaml", config)
+    assert TrainConfig(**read_config(tmp_path / "run.yaml")) == config
+
+
+def test_a_file_that_exists_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 3\n")
+    with pytest.raises(OutputExists):
+        write_config(tmp_path / "run.yaml", TrainConfig())
+    assert (tmp_path / "run.yaml").read_text() == "epochs: 3\n"
+
+
+def test_a_misspelt_key_fails_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("temprature: 3\nalfa: 0.1\n")
+    with pytest.raises(SettingError) as caught:
+        read_config(tmp_path / "run.yaml")
+    assert "unknown key 'temprature'; did you mean 'temperature'?" in str(caught.value)
+    assert "unknown key 'alfa'; did you mean 'alpha'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("- 1\n", "holds no settings"), ("a: [\n", "is not YAML"), ("\x00", "is not YAML")]
+)
+def test_a_file_that_holds_no_settings_says_where_to_get_one(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SettingError, match=rf"{said}.*--write-config FILE"):
+        read_config(tmp_path / "run.yaml")
+
+
+def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="No such file"):
+        read_config(tmp_path / "run.yaml")
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("# nothing\n")
+    assert read_config(tmp_path / "run.yaml") == {}
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 7\nalpha: 0.9\n")
+    words = ("train", tmp_path, tmp_path / "t.h5", "-o", tmp_path / "run", "--config", tmp_path / "run.yaml")
+    code, out, err = cli(*words, "--alpha", "0.3", "--write-config", tmp_path / "all.yaml")
+    assert (code, err) == (0, "")
+    assert "train with them by --config" in out
+    found = read_config(tmp_path / "all.yaml")
+    assert (found["epochs"], found["alpha"]) == (7, 0.3), "a flag wins although it names the default"
+    assert found == asdict(TrainConfig(epochs=7))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_of_the_wrong_type_in_the_file_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: many\n")
+    words = ("train", tmp_path, tmp_path / "t.h5", "-o", tmp_path / "run", "--config", tmp_path / "run.yaml")
+    code, _, err = cli(*words)
+    assert code == 1
+    assert err == "Error: epochs must be a whole number, got 'many'\n"

@@ -1,0 +1,173 @@
+"""One step of training: each setting changes what it should, and nothing moves on a loss that is no number."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.losses.distillation import UNLABELLED
+from pipeline.training.config import TrainConfig
+from pipeline.training.learner import Learner, Step, Tally
+
+N_CLASSES = 3
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, N_CLASSES))
+
+
+def batch(n_images: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, teacher logits, labels."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(n_images, 3, 8, 8, generator=generator)
+    return inputs, 3 * torch.randn(n_images, N_CLASSES, generator=generator), torch.arange(n_images) % N_CLASSES
+
+
+def learner(*, weights: list[float] | None = None, offsets: list[float] | None = None, **settings: Any) -> Learner:
+    config = TrainConfig(**{"lr_peak": 0.1, "warmup_fraction": 0.0, "ema_decay": 0.0, "precision": "fp32", **settings})
+    made = {
+        "class_weights_C": None if weights is None else torch.tensor(weights),
+        "logit_offsets_C": None if offsets is None else torch.tensor(offsets),
+    }
+    return Learner(small_model().train(), config, "cpu", **made)
+
+
+def stepped(
+    *, n_steps: int = 1, labels: Tensor | None = None, taught: bool = True, **settings: Any
+) -> tuple[Learner, list[Step]]:
+    """A learner after some steps of ten on one batch."""
+    one, (inputs, teacher, own_labels) = learner(**settings), batch()
+    labels = own_labels if labels is None else labels
+    return one, [one.step(inputs, teacher if taught else None, labels, step, 10) for step in range(n_steps)]
+
+
+def weights_of(one: Learner) -> Tensor:
+    return torch.cat([weights.detach().flatten() for weights in one.model.parameters()])
+
+
+def start() -> Tensor:
+    return weights_of(learner())
+
+
+def moved(one: Learner) -> float:
+    return float((weights_of(one) - start()).norm())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"optimizer": "sgd"}, {"weight_decay": 0.5}, {"clip_norm": 0.01, "optimizer": "sgd"}, {"alpha": 0.9},
+        {"temperature": 1.0}, {"label_smoothing": 0.3}, {"weights": [2.0, 0.5, 0.5]}, {"offsets": [0.0, -1.0, -3.0]},
+        {"lr_peak": 0.01}, {"warmup_fraction": 0.5}, {"temperature_end": 1.0}, {"momentum": 0.0, "optimizer": "sgd"},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_of_a_step_changes_the_weights(setting: dict[str, Any]) -> None:
+    plain = {"optimizer": "sgd"} if "momentum" in setting or "clip_norm" in setting else {}
+    without, _ = stepped(n_steps=3, **plain)
+    with_it, _ = stepped(n_steps=3, **setting)
+    assert not torch.equal(weights_of(without), weights_of(with_it))
+
+
+def test_both_forms_of_the_soft_loss_teach_the_same() -> None:
+    one, (first,) = stepped(soft_loss="kl", alpha=0.0)
+    other, (second,) = stepped(soft_loss="cross-entropy", alpha=0.0)
+    assert second.soft > first.soft
+    torch.testing.assert_close(weights_of(one), weights_of(other))
+
+
+def test_a_gradient_is_clipped_to_its_norm() -> None:
+    one, _ = stepped(optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.01)
+    assert moved(one) == pytest.approx(0.1 * 0.01, rel=1e-3)  # lr x norm
+    free, _ = stepped(optimizer="sgd", momentum=0.0, weight_decay=0.0)
+    assert moved(free) > 10 * moved(one)
+
+
+def test_momentum_carries_on() -> None:
+    with_it, _ = stepped(n_steps=4, optimizer="sgd", momentum=0.9, weight_decay=0.0)
+    without, _ = stepped(n_steps=4, optimizer="sgd", momentum=0.0, weight_decay=0.0)
+    assert moved(with_it) > moved(without)
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    """Without a gradient AdamW moves what decays alone."""
+    one = learner(weight_decay=0.5)
+    before = copy.deepcopy(one.model)
+    for weights in one.model.parameters():
+        weights.grad = torch.zeros_like(weights)
+    one._optimizer.step()
+    for (name, now), then in zip(one.model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, then) == (now.ndim == 1), name
+
+
+def test_the_moving_average_lags_behind_the_weights_unless_it_is_off() -> None:
+    for decay, is_same in ((0.999, False), (0.0, True)):
+        one, _ = stepped(n_steps=3, ema_decay=decay)
+        average = torch.cat([weights.flatten() for weights in one.average.parameters()])
+        assert torch.equal(average, weights_of(one)) == is_same
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_keeps_weights_and_loss_in_float32(precision: str) -> None:
+    one, (step,) = stepped(precision=precision)
+    _, (reference,) = stepped(precision="fp32")
+    assert all(weights.dtype == torch.float32 for weights in one.model.parameters())
+    assert step.loss == pytest.approx(reference.loss, rel=0.02)
+    assert step.loss != reference.loss
+    assert one.precision == precision
+
+
+def test_only_fp16_scales_its_loss() -> None:
+    scales = {name: learner(precision=name).state()["scaler"] for name in ("fp32", "bf16", "fp16")}
+    assert scales["fp32"] == scales["bf16"] == {}
+    assert scales["fp16"]["scale"] > 1
+
+
+def test_an_image_without_a_label_learns_from_the_teacher_alone() -> None:
+    unlabelled = torch.full_like(batch()[2], UNLABELLED)
+    one, (step,) = stepped(labels=unlabelled, alpha=0.5)
+    assert (step.n_labelled, step.n_right, step.hard) == (0, 0, 0.0)
+    assert step.soft > 0
+    assert moved(one) > 0
+    assert moved(stepped(labels=unlabelled, taught=False, weight_decay=0.0)[0]) == 0
+
+
+def test_a_loss_that_is_no_number_moves_nothing() -> None:
+    one, (inputs, teacher, labels) = learner(), batch()
+    step = one.step(inputs * float("nan"), teacher, labels, 0, 10)
+    assert step.loss != step.loss
+    assert torch.equal(weights_of(one), start())
+    assert one.has_finite_weights()
+
+
+def test_a_learner_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
+    settings = {"precision": "fp16", "optimizer": "sgd", "ema_decay": 0.9}
+    straight, _ = stepped(n_steps=4, **settings)
+    first, _ = stepped(n_steps=2, **settings)
+    state = copy.deepcopy(first.state())
+    second, (inputs, teacher, labels) = learner(**settings), batch()
+    second.restore(state)
+    for step in (2, 3):
+        second.step(inputs, teacher, labels, step, 10)
+    assert torch.equal(weights_of(second), weights_of(straight))
+    for name, weights in second.average.state_dict().items():
+        assert torch.equal(weights, straight.average.state_dict()[name]), name
+
+
+def test_the_means_of_an_epoch_weigh_each_image_alike() -> None:
+    tally = Tally()
+    step = Step(loss=1.0, hard=2.0, soft=0.5, n_images=3, n_labelled=1, n_right=1, n_agreed=3)
+    tally.add(step)
+    tally.add(dataclasses.replace(step, loss=4.0, hard=0.0, soft=2.0, n_images=1, n_labelled=1, n_right=0, n_agreed=0))
+    assert tally.n_images == 4
+    assert tally.means(taught=True) == pytest.approx(
+        {"loss": 7 / 4, "loss_hard": 1.0, "loss_soft": 3.5 / 4, "train_accuracy": 0.5, "train_agreement": 0.75}
+    )
+    assert tally.means(taught=False)["train_agreement"] is None
