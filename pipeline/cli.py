@@ -21,8 +21,8 @@ from pipeline.commands.demo import demo
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.imports import cache_import
 from pipeline.commands.repair import probe, rehead
-from pipeline.commands.student import export, predict
 from pipeline.commands.report import report
+from pipeline.commands.student import export, predict
 from pipeline.commands.teacher import teacher
 from pipeline.commands.train import train
 

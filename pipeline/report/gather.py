@@ -59,7 +59,8 @@ def gather(
     student = load_student(run, resolve_device(device))
     rows, settings = read_rows(Path(run)), read_settings(Path(run))
     assert student.run is not None
-    _, card, ids = student.run.load_best()
+    best = student.run.load_best()
+    card, ids = best.card, best.ids
     answers, teacher, numbers, pictures = None, None, None, dict[bytes, bytes]()
     if data is not None:
         images = scan_folder(data, scan)

@@ -109,7 +109,7 @@ def test_the_command_writes_pages_that_say_what_they_are_of(cli: Cli, run: Path,
     assert re.fullmatch(rf"{re.escape(str(run))}/report\.html: 0 verdicts, \d+ kB\n", out)
     code, out, err = cli("report", run, tiny_data, "--split", "test", "--with-images", "--workers", 0)
     assert code == 0, err
-    assert re.search(r"report-test-images\.html: \d verdicts, \d+ kB, 15 images in it", out)
+    assert re.search(r"report-test-images\.html: \d verdicts, \d+ kB, 1\d images in it", out)
     names = {path.name for path in tiny_data.glob("test/*/*")}
     html = (run / "report-test-images.html").read_text(encoding="utf-8")
     assert "Scores on test: 15 images" in html
