@@ -75,6 +75,13 @@ def to_svg(draw: Callable[[], Figure], name: str) -> str:
     return _inline(buffer.getvalue(), name)
 
 
+def natural_width_px(svg: str) -> float:
+    """The width at which its letters have the size that they were drawn with, in CSS pixels."""
+    box = re.search(r'viewBox="0 0 ([\d.]+)', svg)
+    assert box is not None
+    return float(box[1]) * 96 / 72
+
+
 def _inline(svg: str, name: str) -> str:
     """Without the header of a file, the style of a page, and fixed sizes; ids apart, colours and font by variables."""
     svg = svg[svg.index("<svg") :]
