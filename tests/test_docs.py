@@ -46,7 +46,7 @@ def test_every_console_block_runs_in_order_in_an_empty_folder(
         if " demo " in command:
             for word in ("teacher (image tower)", "baseline, hard labels", "retention", "speed-up", "seconds:"):
                 assert word in done.stdout
-    verbs = ("demo", "cache build", "cache info", "cache verify", "train", "evaluate", "export", "predict")
+    verbs = ("demo", "cache build", "cache info", "cache verify", "train", "evaluate", "report", "export", "predict")
     for verb in verbs:
         assert any(command.startswith(f"softlabel {verb} ") for command in commands), f"no page shows {verb}"
     assert (tmp_path / "student_model.pt").stat().st_size < 25e6

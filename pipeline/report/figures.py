@@ -126,9 +126,10 @@ def _curve_figure(
         low = min(float(np.nanmin(values)) for _, values in lines)
         axes.set_ylim(max(0.0, min(low, teacher_level if teacher_level is not None else 1) - 0.05), 1.0)
     else:
-        axes.set_ylim(bottom=0)
-    axes.set_xlim(1 - 0.02 * n_epochs, n_epochs * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_ylim(0, 1.05 * max(float(np.nanmax(values)) for _, values in lines) or 1.0)
+    beside = max(0.5, 0.02 * n_epochs)
+    axes.set_xlim(1 - beside, n_epochs + beside)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("epoch", fontsize=8, color=FAINT)
@@ -145,18 +146,19 @@ def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) 
     """The confusion matrix [C, C], rows true: darker is a larger share of the true class."""
     counts = np.array(confusion)
     n_classes, names = len(counts), [_short(name) for name in classes]
-    side = 0.42 if n_classes <= MAX_COUNTED else 0.16
+    is_counted = n_classes <= MAX_COUNTED
+    side, size = (0.42, 8.5) if is_counted else (0.16, 7)
+    margin = 0.45 + max(map(len, names)) * size * 0.62 / 72  # letters are 0.6 of their height wide, some are wider
 
     def draw() -> Figure:
-        figure = new_figure(2.2 + side * n_classes, 1.9 + side * n_classes)
-        axes = plain_axes(figure, "")
+        figure = new_figure(margin + 0.15 + side * n_classes, margin + 0.1 + side * n_classes)
+        axes = plain_axes(figure, "", margin, margin)
         axes.grid(visible=False)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        _fill_cells(axes, shares, _FULL if n_classes <= MAX_COUNTED else 1.0)
-        if n_classes <= MAX_COUNTED:
+        _fill_cells(axes, shares, _FULL if is_counted else 1.0)
+        if is_counted:
             for true, said in zip(*np.nonzero(counts), strict=True):
                 axes.text(said, true, f"{counts[true, said]}", ha="center", va="center", fontsize=8, color=INK)
-        size = 8.5 if n_classes <= MAX_COUNTED else 7
         axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size, color=INK)
         axes.set_yticks(range(n_classes), names, fontsize=size, color=INK)
         axes.set_xlim(-0.5, n_classes - 0.5)

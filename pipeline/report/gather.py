@@ -13,6 +13,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cache import CacheError, CacheReader
 from data.loaders import read_sample
 from data.options import ScanOptions
@@ -123,14 +125,18 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def take_pictures(answers: Answers, samples: list[Sample], geometry: str) -> dict[bytes, bytes]:
     """Content key -> JPEG of the clean view, of the images that a report of these answers shows."""
-    from torchvision.io import encode_jpeg
-
     sample_of = {sample.key: sample for sample in samples}
     keys = [answers.keys[number] for group in shown_samples(answers) for number in group.numbers]
-    return {
-        key: encode_jpeg(render(read_sample(sample_of[key]), CLEAN_ROW, PICTURE_PX, geometry), 85).numpy().tobytes()
-        for key in keys
-    }
+    return {key: _jpeg(render(read_sample(sample_of[key]), CLEAN_ROW, PICTURE_PX, geometry)) for key in keys}
+
+
+def _jpeg(view: Tensor) -> bytes:
+    """A uint8 view [3, S, S] as a JPEG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(view.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def _n_parameters(student: Student) -> int:

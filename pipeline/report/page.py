@@ -23,6 +23,7 @@ from pipeline.metrics.full import HEADLINE, probabilities
 from pipeline.metrics.scoring import Questions, evaluate_split
 from pipeline.report.content import ReportContent, shown_samples
 from pipeline.report.figures import MAX_COUNTED, confusion_svg, curves, reliability_svg
+from pipeline.report.svg import natural_width_px
 from pipeline.training.facts import Run
 from pipeline.training.verdicts import PAGE, Verdict
 
@@ -109,6 +110,8 @@ def _split(content: ReportContent, split: SplitEvaluation, markup: Any) -> dict[
     student, teacher = split.student, split.teacher
     n_classes = len(content.classes)
     told = None if teacher is None else teacher.metrics.calibration
+    confusion = confusion_svg(student.metrics.confusion, content.classes)
+    width_px = natural_width_px(confusion)
     return {
         "name": split.answers.split,
         "n_images": f"{student.metrics.n_samples:,}",
@@ -118,9 +121,9 @@ def _split(content: ReportContent, split: SplitEvaluation, markup: Any) -> dict[
         "remark": _remark(split),
         "per_class": _class_rows(split),
         "is_narrow": n_classes <= MAX_COUNTED // 2,
-        "confusion": markup(confusion_svg(student.metrics.confusion, content.classes)),
-        "confusion_px": 170 + n_classes * (27 if n_classes <= MAX_COUNTED else 12),
-        "confusion_max_px": 280 + n_classes * 60,
+        "confusion": markup(confusion),
+        "confusion_px": round(0.85 * width_px),
+        "confusion_max_px": round(1.25 * width_px),
         "reliability": markup(reliability_svg(student.metrics.calibration, told)),
         "samples": _sample_groups(content, split.answers),
     }
@@ -154,7 +157,7 @@ def _remark(split: SplitEvaluation) -> str:
         said.append(f"The student learned from {split.n_learned:,} of these images: its scores are too good.")
     if split.n_teacher_seen:
         said.append(f"The teacher was fitted on {split.n_teacher_seen:,} of them: its scores are too good.")
-    said.append(f"Intervals by a bootstrap of {split.n_resamples:,} draws of each {split.unit}.")
+    said.append(f"Intervals: {split.n_resamples:,} bootstrap resamples, drawn by {split.unit}.")
     return " ".join(said)
 
 

@@ -36,12 +36,20 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     """An empty figure without a background."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width_in, height_in), facecolor="none", layout="constrained")
+    return Figure(figsize=(width_in, height_in), facecolor="none")
 
 
-def plain_axes(figure: Figure, title: str) -> Axes:
-    """Axes with a title, a light grid and no frame."""
-    axes = figure.add_subplot(facecolor="none")
+def plain_axes(figure: Figure, title: str, left_in: float = 0.55, bottom_in: float = 0.45) -> Axes:
+    """Axes with a title, a light grid and no frame, so far from the left and the lower edge of the figure.
+
+    Margins are given: matplotlib's layout engines draw every figure twice.
+    """
+    width, height = figure.get_size_inches()
+    right_in, top_in = 0.15, 0.3 if title else 0.1
+    axes = figure.add_axes(
+        (left_in / width, bottom_in / height, 1 - (left_in + right_in) / width, 1 - (bottom_in + top_in) / height),
+        facecolor="none",
+    )
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -65,6 +73,13 @@ def to_svg(draw: Callable[[], Figure], name: str) -> str:
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(buffer.getvalue(), name)
+
+
+def natural_width_px(svg: str) -> float:
+    """The width at which its letters have the size that they were drawn with, in CSS pixels."""
+    box = re.search(r'viewBox="0 0 ([\d.]+)', svg)
+    assert box is not None
+    return float(box[1]) * 96 / 72
 
 
 def _inline(svg: str, name: str) -> str:

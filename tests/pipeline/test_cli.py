@@ -20,7 +20,7 @@ Cli = Callable[..., tuple[int, str, str]]
     "command",
     ["", "teacher", "teacher fit", "cache",
      *("cache " + verb for verb in ("build", "import", "info", "merge", "probe", "rehead", "verify")),
-     "train", "evaluate", "export", "predict", "demo"],
+     "train", "evaluate", "report", "export", "predict", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, cli: Cli) -> None:
     code, out, _ = cli(*command.split(), "--help")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import itertools
 import math
 import re
@@ -10,14 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cli import cli
 from pipeline.gate.report import teacher_report
 from pipeline.metrics import Metrics, classification_metrics
 from pipeline.targets import TeacherTargets
+from pipeline.training import verdicts as verdict_module
 from pipeline.training.facts import Run, StudentNumbers, TeacherNumbers, balanced_error, soften, teacher_numbers
 from pipeline.training.verdicts import PAGE, PITFALLS, verdicts
 
@@ -256,3 +260,14 @@ def test_each_verdict_has_its_section_and_each_section_its_verdict() -> None:
     after_a_run = page.split("\n# After a run\n")[1].split("\n# Errors\n")[0]
     titles = re.findall(r"^## (.+)$", after_a_run, re.MULTILINE)
     assert [title.lower().replace(" ", "-") for title in titles] == list(PITFALLS)
+
+
+def test_every_flag_that_is_advised_exists() -> None:
+    def options(command: click.Command) -> set[str]:
+        below = [options(one) for one in command.commands.values()] if isinstance(command, click.Group) else []
+        return {word for option in command.params for word in (*option.opts, *option.secondary_opts)}.union(*below)
+
+    texts = [(ROOT / PAGE).read_text(encoding="utf-8"), inspect.getsource(verdict_module)]
+    advised = {flag for text in texts for flag in re.findall(r"(?<![-\w])--[a-z][a-z-]+", text)}
+    assert len(advised) > 15
+    assert advised <= options(cli)
