@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,7 @@ def run(row: Row, seed: int, data: Path, cache: Path, work: Path) -> float:
     """Train and test one run; CPU seconds of this process."""
     import torch
 
-    from data.options import ScanOptions
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluate import EvaluateConfig, evaluate
     from pipeline.process import tune_allocator
     from pipeline.train import TrainConfig, train
 
@@ -108,11 +107,14 @@ def run(row: Row, seed: int, data: Path, cache: Path, work: Path) -> float:
     started, folder = time.process_time(), row.folder(work, seed)
     if (folder / "test.json").exists():
         return 0.0
-    config = replace(TrainConfig(), **row.settings, seed=seed)
-    train(data, cache, folder, config, resume=(folder / "last.pt").exists(), anyway=True, workers=0, device="cpu")
-    found = evaluate(folder, data, split="test", cache=cache, workers=0, device="cpu", scan=ScanOptions())
+    train(
+        data, cache, folder, TrainConfig(**row.settings, seed=seed), resume=(folder / "last.pt").exists(), anyway=True,
+        workers=0, device="cpu", report=False,
+    )  # fmt: skip
+    found = evaluate(folder, data, EvaluateConfig(split="test"), cache=cache, workers=0, device="cpu").splits["test"]
     spent_s = time.process_time() - started
-    result = {"settings": row.settings, "seed": seed, "cpu_s": spent_s, **asdict(found)}
+    scores = {name: getattr(found.student.metrics, name) for name in SCORES}
+    result = {"settings": row.settings, "seed": seed, "cpu_s": spent_s, "student": scores}
     (folder / "test.json").write_text(json.dumps(result))
     return spent_s
 

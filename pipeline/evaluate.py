@@ -25,6 +25,7 @@ from pipeline.metrics.scoring import Questions, evaluate_split, spread_over_seed
 from pipeline.metrics.sensitivity import check_group
 from pipeline.metrics.subgroups import name_values
 from pipeline.process import resolve_device
+from pipeline.runs import seed_runs
 
 log = logging.getLogger(__name__)
 
@@ -120,14 +121,6 @@ def evaluate_any(
 ) -> Evaluation | SeedsEvaluation:
     """`evaluate_seeds` of a folder of several runs, `evaluate` of anything else."""
     return (evaluate_seeds if seed_runs(model) else evaluate)(model, data, config, **options)
-
-
-def seed_runs(folder: str | Path) -> list[Path]:
-    """The runs of a folder that `train --seeds` made, by seed; empty for anything else."""
-    if (Path(folder) / "best.pt").exists():
-        return []
-    named = [(path.name.removeprefix("seed-"), path) for path in Path(folder).glob("seed-*") if path.is_dir()]
-    return [path for number, path in sorted((int(seed), path) for seed, path in named if seed.isdecimal())]
 
 
 def check_arguments(model: str | Path, data: str | Path) -> None:

@@ -99,7 +99,7 @@ class RunFolder:
     def load_last(self) -> dict[str, Any]:
         """The checkpoint to go on from; RunError where there is none."""
         if not self.last.is_file():
-            if any(self.path.glob("seed-*")):
+            if seed_runs(self.path):
                 raise RunError(f"{self.path} holds the runs of several seeds: pass --seeds as well")
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
         last = _read(self.last)
@@ -142,6 +142,14 @@ class RunFolder:
             return Path(config["cache"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def seed_runs(folder: str | Path) -> list[Path]:
+    """The runs of a folder that `train --seeds` made, by seed; empty for anything else."""
+    if (Path(folder) / "best.pt").exists():
+        return []
+    named = [(path.name.removeprefix("seed-"), path) for path in Path(folder).glob("seed-*") if path.is_dir()]
+    return [path for number, path in sorted((int(seed), path) for seed, path in named if seed.isdecimal())]
 
 
 def is_finished(checkpoint: dict[str, Any]) -> bool:

@@ -124,9 +124,9 @@ def train(
 
 def _first_run(out: Path) -> Path | None:
     """The run whose settings --resume goes on with: `out`, or the first of its seeds."""
-    from pipeline.training.seeds import seed_folders
+    from pipeline.runs import seed_runs
 
-    return next((path for path in (out, *seed_folders(out)) if (path / "last.pt").exists()), None)
+    return next((path for path in (out, *seed_runs(out)) if (path / "last.pt").exists()), None)
 
 
 def _resolve(given: dict[str, Any], config_file: Path | None, resumed: Path | None) -> TrainConfig:

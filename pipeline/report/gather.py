@@ -23,7 +23,6 @@ from data.views import CLEAN_ROW, render
 from pipeline import torchscript
 from pipeline.answers import Answering
 from pipeline.errors import RunError, SettingError
-from pipeline.evaluate import seed_runs
 from pipeline.gate.report import teacher_report
 from pipeline.inference import Student, load_student
 from pipeline.joining import join
@@ -31,6 +30,7 @@ from pipeline.metrics import classification_metrics
 from pipeline.metrics.evaluation import Answers
 from pipeline.process import resolve_device
 from pipeline.report.content import ReportContent, shown_samples
+from pipeline.runs import seed_runs
 from pipeline.targets import teacher_parameters
 from pipeline.training.facts import StudentNumbers, TeacherNumbers, teacher_numbers
 from pipeline.training.verdicts import verdicts

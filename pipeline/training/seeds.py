@@ -17,7 +17,7 @@ from typing import Any
 from cache import durable
 from pipeline.errors import OutputExists, RunError
 from pipeline.outputs import check_output_folder
-from pipeline.runs import RunFolder, is_finished
+from pipeline.runs import RunFolder, is_finished, seed_runs
 from pipeline.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,6 @@ class SeedsResult:
         return {"seeds": [row["seed"] for row in self.rows], "best_epochs": summary, "runs": list(self.rows)}
 
 
-def seed_folders(out: str | Path) -> list[Path]:
-    """The run folders below `out`, by their seeds; [] where `out` is no such folder."""
-    found = [path for path in Path(out).glob("seed-*") if path.name[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
 def train_seeds(
     out: str | Path,
     config: TrainConfig,
@@ -67,7 +61,7 @@ def train_seeds(
     out = Path(out)
     check_output_folder(out)
     if not resume and out.exists() and any(out.iterdir()):
-        go_on = "go on with it by --resume, or " if seed_folders(out) else ""
+        go_on = "go on with it by --resume, or " if seed_runs(out) else ""
         raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
     if resume and RunFolder(out).last.exists():
         raise RunError(f"{out} is a single run: go on with it without --seeds")

@@ -19,9 +19,10 @@ from data.errors import BadSamples, DataNotFound
 from data.samples import scan_folder
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import RunError, SettingError
-from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_any, evaluate_seeds, seed_runs
+from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_any, evaluate_seeds
 from pipeline.export import export
 from pipeline.metrics.evaluation import Evaluation, SeedsEvaluation, SplitEvaluation
+from pipeline.runs import seed_runs
 
 FAST = EvaluateConfig(split="test", n_resamples=40)
 

@@ -268,3 +268,74 @@ def test_an_unknown_target_is_refused() -> None:
 def test_settings_out_of_range_say_what_they_got(name: str, value: float) -> None:
     with pytest.raises(SettingError, match=rf"{name} must be in .*, got {value}"):
         TrainConfig(**{name: value})
+
+
+def test_a_run_stops_early_counts_as_finished_and_stays_stopped(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    never_better = dataclasses.replace(CONFIG, epochs=20, early_stopping=2, lr_peak=1e-9)
+    with caplog.at_level(logging.INFO):
+        result = train(tiny_data, tiny_cache, tmp_path / "run", never_better, workers=0, report=False)
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == result.best_epoch + 2 < 20
+    assert "stopped  2 epochs without a better macro F1" in caplog.text
+    RunFolder(tmp_path / "run").check_finished()
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    train(tiny_data, tiny_cache, tmp_path / "run", never_better, resume=True, workers=0, report=False)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"label_fraction": 0.4}, {"n_views": 1}, {"sampler": "balanced"}, {"dropout": 0.9}, {"target": "mean"},
+        {"class_weights": "FILE"}, {"teacher": False, "fresh_views": True}, {"teacher": False, "label_fraction": 0.4},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_of_what_is_shown_and_told_changes_the_run(
+    setting: dict[str, Any], tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    if "class_weights" in setting:
+        names = json.loads((tiny_run / "classes.json").read_text())
+        (tmp_path / "weights.yaml").write_text("".join(f"{name}: {i + 1}\n" for i, name in enumerate(names)))
+        setting = {"class_weights": str(tmp_path / "weights.yaml")}
+    config = dataclasses.replace(CONFIG, epochs=1, **setting)
+    train(tiny_data, tiny_cache, tmp_path / "run", config, workers=0, report=False)
+    assert metrics(tmp_path / "run")[0]["loss"] != metrics(tiny_run)[0]["loss"]
+
+
+def test_a_run_starts_from_the_weights_of_another_and_goes_on_without_them(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = shutil.copytree(tiny_run, tmp_path / "source")
+    config = dataclasses.replace(CONFIG, epochs=1, init=str(source), lr_peak=1e-9, ema_decay=0.0)
+    with caplog.at_level(logging.INFO):
+        train(tiny_data, tiny_cache, tmp_path / "run", config, workers=0, report=False)
+    assert "init     " in caplog.text
+    start, best = (load_student(path, "cpu").module.state_dict() for path in (tmp_path / "run", tiny_run))
+    torch.testing.assert_close(start["fc.weight"], best["fc.weight"], rtol=1e-4, atol=1e-6)
+    shutil.rmtree(source)
+    train(tiny_data, tiny_cache, tmp_path / "run", config, resume=True, workers=0, report=False)
+
+
+def test_a_file_of_class_weights_that_changes_in_between_is_refused(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    path, names = tmp_path / "weights.yaml", json.loads((tiny_run / "classes.json").read_text())
+    path.write_text("".join(f"{name}: 1\n" for name in names))
+    config = dataclasses.replace(CONFIG, epochs=1, class_weights=str(path))
+    train(tiny_data, tiny_cache, tmp_path / "run", config, workers=0, report=False)
+    path.write_text("".join(f"{name}: {i + 1}\n" for i, name in enumerate(names)))
+    with pytest.raises(RunError, match="the file of class weights was changed since"):
+        train(tiny_data, tiny_cache, tmp_path / "run", config, resume=True, workers=0, report=False)
+
+
+def test_without_a_teacher_the_columns_of_its_targets_are_empty(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1, teacher=False)
+    train(tiny_data, tiny_cache, tmp_path / "run", config, workers=0, report=False)
+    assert metrics(tmp_path / "run")[0]["train_agreement"] == ""
+    assert float(metrics(tmp_path / "run")[0]["val_agreement"]) >= 0, "how far it agrees with the cache is known"
+    assert 0 <= float(metrics(tiny_run)[0]["train_agreement"]) <= 1
