@@ -140,6 +140,6 @@ def _rows(file: Path, column: str, image_column: str | None) -> Iterator[tuple[s
             for row in reader:
                 yield (row[images] or "").strip(), (row[column] or "").strip()
     except OSError as error:
-        raise DataNotFound(f"cannot read {file} ({error.strerror}): --csv names the table with the groups") from error
+        raise DataNotFound(f"cannot read {file} ({error.strerror}): --csv names a table with a row an image") from error
     except csv.Error as error:
         raise BadSamples(f"{file} is no CSV table: {error}") from error

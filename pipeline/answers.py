@@ -41,8 +41,8 @@ class Answering:
         self._student, self._root, self._skip_bad_images = student, images.root, scan.skip_bad_images
         self.classes, self.every_sample = student.card.classes, images.samples
         self._workers = default_workers(student.device) if workers is None else workers
-        self._learned = student.run.learned_keys() if student.run else None
-        self._parts, self._decodable = parts_of(images, self._learned), dict[str, list[Sample]]()
+        self.learned = student.run.learned_keys() if student.run else None
+        self._parts, self._decodable = parts_of(images, self.learned), dict[str, list[Sample]]()
         self._teacher = TeacherAnswers(student, cache, str(images.root))
 
     @property
@@ -83,7 +83,7 @@ class Answering:
             labels_N=labels_N,
             student_NC=clean_logits(self._student, samples, self._workers),
             teacher_NC=None if told is None else told[0],
-            learned_N=None if self._learned is None else np.array([sample.key in self._learned for sample in samples]),
+            learned_N=None if self.learned is None else np.array([sample.key in self.learned for sample in samples]),
             teacher_seen_N=None if told is None else told[1],
         )
 

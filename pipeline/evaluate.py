@@ -160,7 +160,24 @@ class _Measuring:
         for split in wanted:
             thresholds_from = None if chooser in (None, split) else answers[str(chooser)]
             found[split] = evaluate_split(answers[split], answering.classes, questions, thresholds_from)
-        return Evaluation(model=model, classes=answering.classes, splits=found, notices=notices)
+        leaks = (self._leak(split, questions.group_of) for split in wanted if questions.group_of is not None)
+        said = (*notices, *(leak for leak in leaks if leak))
+        for notice in said:
+            log.info("notice   %s", notice)
+        return Evaluation(model=model, classes=answering.classes, splits=found, notices=said)
+
+    def _leak(self, split: str, group_of: Mapping[bytes, str]) -> str:
+        """What to say where images of a split share their group with one that the student learned from."""
+        learned = self._answering.learned or frozenset()
+        met = {group_of[key] for key in learned if key in group_of}
+        samples = self._answering.samples(split)
+        shared = [sample for sample in samples if sample.key not in learned and group_of[sample.key] in met]
+        if not shared:
+            return ""
+        return (
+            f"{len(shared):,} of {len(samples):,} {split} images share their {self._config.group_column} with one that "
+            f"the student learned from (first: {shared[0].name}): their scores are too good for new ones"
+        )
 
     def _chooser(self) -> str | None:
         """The split that chooses the thresholds; None where each chooses its own."""
@@ -197,17 +214,16 @@ class _Measuring:
     def _column(
         self, csv: Path, column: str, samples: Sequence[Sample], *, is_required: bool = False
     ) -> dict[bytes, str]:
-        """What the table says of each of the images; BadSamples where it knows none of them, or not all that it must.
+        """What the table says of every image; BadSamples where it knows none of these, or not all that it must.
 
         The images of other splits are looked up, too: a row is not to be taken for the one of a namesake.
         """
         keys = {sample.key for sample in samples}
-        every = read_groups(
+        found = read_groups(
             self._answering.every_sample, csv, column, self._config.image_column,
             required=lambda sample: is_required and sample.key in keys,
         )  # fmt: skip
-        found = {key: value for key, value in every.items() if key in keys}
-        if not found:
+        if not keys & set(found):
             raise BadSamples(
                 f"{csv} has a {column} for none of the {len(samples):,} images (first: {samples[0].name}): "
                 "is it the table of other images? Is --image-column another one?"
@@ -216,15 +232,13 @@ class _Measuring:
 
 
 def _notices(student: Student) -> tuple[str, ...]:
-    """What a reader of the scores must know of the run; also said at once."""
+    """What a reader of the scores must know of the run."""
     if student.run is None:
         return ()
     try:
         student.run.check_finished()
     except RunError as interrupted:
-        notice = f"these are the scores of the best student so far: {interrupted}"
-        log.info("notice   %s", notice)
-        return (notice,)
+        return (f"these are the scores of the best student so far: {interrupted}",)
     return ()
 
 

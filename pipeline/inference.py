@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import torchscript
 from pipeline.errors import RunError, first_line
@@ -45,16 +45,30 @@ class Student:
         return np.concatenate([self.logits(pixels) for pixels in batches])
 
 
-def memory_format(device: str) -> torch.memory_format:
-    """channels_last (1.3 times faster on a CPU), but for MPS, where batch norm's backward pass fails with it."""
-    return torch.contiguous_format if device == "mps" else torch.channels_last
+def memory_format(device: str, learning: nn.Module | None = None) -> torch.memory_format:
+    """channels_last (1.3 times faster on a CPU), but for MPS, where batch norm's backward pass fails with it.
+
+    And but for a model that is to learn on a CPU and has strided 1x1 convolutions of fewer than 16 channels: oneDNN's
+    backward pass of these writes past its memory, which ends the process (oneDNN issue 6035; seen with torch 2.15).
+    """
+    corrupts = device == "cpu" and learning is not None and any(map(_is_strided_1x1, learning.modules()))
+    return torch.contiguous_format if device == "mps" or corrupts else torch.channels_last
 
 
-def normalise(pixels: Tensor, card: StudentCard, device: str) -> Tensor:
-    """(RGB / 255 - mean) / std: uint8 [B, 3, S, S] -> float32 of the same shape, on the device."""
+def _is_strided_1x1(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d) or set(module.kernel_size) != {1}:
+        return False
+    return max(module.stride) > 1 and module.in_channels // module.groups < 16
+
+
+def normalise(pixels: Tensor, card: StudentCard, device: str, layout: torch.memory_format | None = None) -> Tensor:
+    """(RGB / 255 - mean) / std: uint8 [B, 3, S, S] -> float32 of the same shape, on the device.
+
+    `layout` is that of the model, where it is not what `memory_format` says of the device alone.
+    """
     mean = torch.tensor(card.mean, device=device).mul_(255).view(1, 3, 1, 1)
     std = torch.tensor(card.std, device=device).mul_(255).view(1, 3, 1, 1)
-    inputs = pixels.to(device, memory_format=memory_format(device)).float()
+    inputs = pixels.to(device, memory_format=layout or memory_format(device)).float()
     return inputs.sub_(mean).div_(std)
 
 

@@ -27,8 +27,10 @@ METRIC_COLUMNS = (
     "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl",
     "images_per_s", "wall_s", "cpu_s",
 )  # fmt: skip
-CHECKPOINT_FORMAT = 1
-_IN_BEST = ("epoch", "ids", "learned_keys", "architecture")
+CHECKPOINT_FORMAT = 2
+"""Of last.pt."""
+_BEST_FORMAT = 1
+_IN_BEST = ("ids", "learned_keys", "architecture")
 
 
 class Best(NamedTuple):
@@ -81,10 +83,11 @@ class RunFolder:
 
     def follow(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
         """Bring the other files up to date with a checkpoint: done after each save and, for a killed one, at resume."""
-        if checkpoint["epoch"] and checkpoint["best"]["epoch"] == checkpoint["epoch"]:
-            best = {"format": CHECKPOINT_FORMAT, "model": checkpoint["ema"], "card": card.to_json()}
+        best_epoch = checkpoint["best"]["epoch"]
+        if best_epoch and (best_epoch == checkpoint["epoch"] or not self.best.exists()):
+            best = {"format": _BEST_FORMAT, "model": checkpoint["best_model"], "card": card.to_json()}
             best |= {name: checkpoint[name] for name in _IN_BEST if name in checkpoint}
-            _write(self.best, best)
+            _write(self.best, {**best, "epoch": best_epoch})
         table = io.StringIO()
         writer = csv.DictWriter(table, METRIC_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -99,7 +102,10 @@ class RunFolder:
             if any(self.path.glob("seed-*")):
                 raise RunError(f"{self.path} holds the runs of several seeds: pass --seeds as well")
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
-        return _read(self.last)
+        last = _read(self.last)
+        if last["format"] != CHECKPOINT_FORMAT:
+            raise RunError(f"{self.path} was begun by an older version of softlabel: go on with that, or start anew")
+        return last
 
     def load_best(self) -> Best:
         """The best student; RunError where no epoch has ended."""
@@ -158,7 +164,7 @@ def _read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path} is damaged ({first_line(error)}); train this run anew") from error
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (_BEST_FORMAT, CHECKPOINT_FORMAT):
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
     if "model" not in content:  # a fit has files of the same names
         raise RunError(f"{path} is no student's: expected one that `softlabel train` wrote, not `teacher fit`")

@@ -176,6 +176,12 @@ def read_by_training(reader: CacheReader) -> list[str]:
     return ["rows/params", "rows/witness", *logits, *seen]
 
 
+def teacher_parameters(reader: CacheReader) -> int | None:
+    """How many parameters the teacher of a cache has; None where the cache does not say."""
+    found = reader.manifest.provenance.get("teacher_parameters")
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+
+
 def view_policy(reader: CacheReader) -> ViewPolicy:
     """The view policy of a cache; CacheMismatch where this version cannot render it."""
     try:

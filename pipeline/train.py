@@ -35,6 +35,7 @@ from pipeline.inference import memory_format, normalise
 from pipeline.joining import join
 from pipeline.outputs import check_output_folder
 from pipeline.process import deferred_interrupts, derived_seed, resolve_device
+from pipeline.report.closing import FinishedRun, close
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.budget import check_budget, n_parameters
 from pipeline.students.prepare import prepare_student
@@ -77,11 +78,13 @@ def train(
     anyway: bool = False,
     device: str = "auto",
     workers: int | None = None,
+    report: bool = True,
     scan: ScanOptions = ScanOptions(),
 ) -> TrainResult:
     """Train a student, or with `resume` go on with the run in `out`.
 
-    WeakTeacher stops a new run with a teacher that nobody should learn from, unless `anyway`.
+    At its end the verdicts are logged, and `report` writes OUT/report.html. WeakTeacher stops a new run with a teacher
+    that nobody should learn from, unless `anyway`.
     Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
     On one machine, device and thread count a resumed run ends with the numbers of an undisturbed one.
     """
@@ -102,14 +105,14 @@ def train(
         training = _Training(
             run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
         )
-        report = training.announce()
+        worth = training.announce()
         if previous is None:
             if config.teacher and not anyway:
-                check_teacher(report, reader, cache, data)
+                check_teacher(worth, reader, cache, data)
             stack.enter_context(run.held())
         else:
             training.restore(previous)
-        return training.run_epochs()
+        return training.run_epochs(report)
 
 
 class _Training:
@@ -143,8 +146,9 @@ class _Training:
         labels_N = self._lessons.labels_N
         weights_C = class_weights(config.class_weights, labels_N, self._card.classes)
         offsets_C = logit_offsets(config.logit_adjustment, labels_N, len(self._card.classes))
+        self._layout = memory_format(device, model)
         self._learner = Learner(
-            model.to(device=device, memory_format=memory_format(device)),  # type: ignore[call-overload]
+            model.to(device=device, memory_format=self._layout),  # type: ignore[call-overload]
             config, device, class_weights_C=_on(device, weights_C), logit_offsets_C=_on(device, offsets_C),
         )  # fmt: skip
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
@@ -161,7 +165,7 @@ class _Training:
         keys = bytearray(b"".join(sample.key for sample in self._lessons.samples))
         self._learned_keys = torch.frombuffer(keys, dtype=torch.uint8).view(-1, 16)
         self._epoch, self._metrics, self._stopped_early = 0, list[dict[str, Any]](), False
-        self._best = {"epoch": 0, "macro_f1": -1.0}
+        self._best, self._best_model = {"epoch": 0, "macro_f1": -1.0}, dict[str, Tensor]()
 
     def announce(self) -> TeacherReport:
         """Say what is trained on what; what the teacher is worth is also returned."""
@@ -175,7 +179,7 @@ class _Training:
             workers=self._n_workers,
         ):  # fmt: skip
             log.info("%s", line)
-        report = teacher_report(self._validate.targets, "val", self._lessons.targets)
+        self._teacher = report = teacher_report(self._validate.targets, "val", self._lessons.targets)
         for line in short_lines(report, config.temperature if config.teacher else None):
             log.info("teacher  %s", printable(line))
         return report
@@ -199,12 +203,13 @@ class _Training:
         self._student.check_resumes(previous)
         self._learner.restore(previous)
         self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
+        self._best_model = previous["best_model"]
         self._stopped_early = previous.get("stopped_early", False)
         self._run.follow(previous, self._card)
         log.info("resumed  after epoch %d of %d", self._epoch, self._config.epochs)
 
-    def run_epochs(self) -> TrainResult:
-        """All epochs that are left."""
+    def run_epochs(self, report: bool) -> TrainResult:
+        """All epochs that are left, and the words at the end."""
         started = time.perf_counter()
         with deferred_interrupts() as self._check_interrupt:
             if not self._metrics:
@@ -215,14 +220,25 @@ class _Training:
                 self._metrics.append(row)
                 if is_best := row["val_macro_f1"] > self._best["macro_f1"]:
                     self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
+                    weights = self._learner.average.state_dict()
+                    self._best_model = {name: tensor.clone() for name, tensor in weights.items()}
                 patience = self._config.early_stopping
                 self._stopped_early = 0 < patience <= self._epoch - self._best["epoch"]
                 self._save()
                 log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
-        if self._stopped_early:
-            log.info("stopped  %d epochs without a better macro F1", self._config.early_stopping)
+            if self._stopped_early:
+                log.info("stopped  %d epochs without a better macro F1", self._config.early_stopping)
+            for verdict in close(self._finished(), self._check_interrupt, report=report):
+                log.info("verdict  %s", printable(verdict.line))
         wall_s = time.perf_counter() - started
         return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
+
+    def _finished(self) -> FinishedRun:
+        return FinishedRun(
+            folder=self._run, config=self._config, card=self._card, rows=self._metrics, ids=self._ids,
+            teacher=self._teacher, train=self._lessons.targets, validate=self._validate, learned=self._lessons.samples,
+            n_parameters=n_parameters(self._learner.model), artefact_bytes=self._artefact_bytes, device=self._device,
+        )  # fmt: skip
 
     def _one_epoch(self, epoch: int) -> dict[str, Any]:
         started, started_cpu_s = time.perf_counter(), time.process_time()
@@ -258,7 +274,7 @@ class _Training:
         said = self._lessons.told(plan, draw_B)
         labels_B = torch.from_numpy(self._lessons.labels_N[plan.sample_M[draw_B]]).to(self._device)
         teacher_BC = None if said is None else torch.from_numpy(said).to(self._device)
-        inputs = normalise(pixels, self._card, self._device)
+        inputs = normalise(pixels, self._card, self._device, self._layout)
         found = self._learner.step(inputs, teacher_BC, labels_B, step, total_steps)
         if not math.isfinite(found.loss):
             raise RunError(
@@ -280,7 +296,8 @@ class _Training:
 
     def _save(self) -> None:
         checkpoint = {
-            "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best, "metrics": self._metrics,
+            "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best,
+            "best_model": self._best_model, "metrics": self._metrics,
             "stopped_early": self._stopped_early,
             "config": {**asdict(self._config), "cache": str(Path(self._reader.path).absolute())},
             "ids": self._ids, "threads": torch.get_num_threads(), "learned_keys": self._learned_keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,6 @@ def evaluate(
     from pipeline.errors import OutputExists
     from pipeline.evaluate import EvaluateConfig, evaluate_any
     from pipeline.metrics.files import check_new_folder, json_bytes, write_evaluation
-    from pipeline.metrics.tables import any_table
     from pipeline.outputs import check_output_file
 
     is_printed = str(json_file) == "-"
@@ -73,8 +73,9 @@ def evaluate(
     if out is not None:
         check_new_folder(out)
     config = EvaluateConfig(**settings)
-    result = evaluate_any(model, data, config, cache=cache_file, device=device, workers=workers, scan=scan)
-    click.echo(json_bytes(result.to_dict()).decode() if is_printed else any_table(result), nl=not is_printed)
+    asking = dataclasses.replace(scan, remember_split=False)
+    result = evaluate_any(model, data, config, cache=cache_file, device=device, workers=workers, scan=asking)
+    click.echo(json_bytes(result.to_dict()).decode() if is_printed else result.to_table(), nl=not is_printed)
     if json_file is not None and not is_printed:
         from cache.durable import write_atomic
 

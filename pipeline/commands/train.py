@@ -81,14 +81,15 @@ def _settings(command: Any) -> Any:
 @click.option("--config", "config_file", type=FILE, help="YAML file of settings; flags win.")
 @click.option("--write-config", type=FILE, help="Write all settings to this YAML file, and train nothing.")
 @click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
+@click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @device_options
 @data_options
 @click.pass_context
 def train(
     context: click.Context, data: Path, cache_file: Path, out: Path, n_seeds: int | None, config_file: Path | None,
-    write_config: Path | None, anyway: bool, resume: bool, device: str, workers: int | None, scan: ScanOptions,
-    **flags: Any,
+    write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str, workers: int | None,
+    scan: ScanOptions, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
@@ -109,7 +110,7 @@ def train(
         def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
             return run_training(
                 data, cache_file, folder, config,
-                resume=resume, anyway=anyway, device=device, workers=workers, scan=scan,
+                resume=resume, anyway=anyway, device=device, workers=workers, report=report, scan=scan,
             )  # fmt: skip
 
         if n_seeds is not None:

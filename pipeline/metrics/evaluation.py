@@ -102,6 +102,12 @@ class Evaluation:
         splits = {name: split.to_dict() for name, split in self.splits.items()}
         return {"model": self.model, "classes": list(self.classes), "notices": list(self.notices), "splits": splits}
 
+    def to_table(self) -> str:
+        """For people: totals, operating point, per-class scores, subgroups, confusion matrix of every split."""
+        from pipeline.metrics.tables import evaluation_table
+
+        return evaluation_table(self)
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -127,6 +133,12 @@ class SeedsEvaluation:
         """Plain numbers, for JSON."""
         seeds = {name: one.to_dict() for name, one in self.seeds.items()}
         return {"model": self.model, "spread": _plain(self.spread), "seeds": seeds}
+
+    def to_table(self) -> str:
+        """For people: mean, standard deviation and each seed's own scores of every split."""
+        from pipeline.metrics.tables import seeds_table
+
+        return seeds_table(self)
 
 
 def _plain(value: Any) -> Any:

@@ -20,11 +20,6 @@ _MAX_CONFUSION = 30
 _SPREAD_NAMES = {"agreement": "agreement (top-1)", "kl_nats": "KL (nats)"}
 
 
-def any_table(evaluation: Evaluation | SeedsEvaluation) -> str:
-    """One student in full, several seeds in short."""
-    return seeds_table(evaluation) if isinstance(evaluation, SeedsEvaluation) else evaluation_table(evaluation)
-
-
 def evaluation_table(evaluation: Evaluation) -> str:
     """Every split: totals, operating point, per-class scores, subgroups, confusion matrix."""
     blocks = (split_lines(split, evaluation.classes) for split in evaluation.splits.values())

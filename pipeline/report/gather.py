@@ -31,6 +31,7 @@ from pipeline.metrics import classification_metrics
 from pipeline.metrics.evaluation import Answers
 from pipeline.process import resolve_device
 from pipeline.report.content import ReportContent, shown_samples
+from pipeline.targets import teacher_parameters
 from pipeline.training.facts import StudentNumbers, TeacherNumbers, teacher_numbers
 from pipeline.training.verdicts import verdicts
 
@@ -164,7 +165,7 @@ def _teacher_numbers(
         groups = {split: answering.samples(split) for split in ("train", "val")}
         targets = join(reader, groups, str(path), clean=["val"])
         report = teacher_report(targets["val"], "val", targets["train"])
-        return teacher_numbers(report, targets["val"], targets["train"], settings)
+        return teacher_numbers(report, targets["val"], targets["train"], settings, teacher_parameters(reader))
     except CacheError as error:
         log.info("no verdicts on the teacher: %s", error)
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +29,7 @@ _CLASS_COUNT = ("n_classes", "num_classes")
 
 
 def build_from_file(source: StudentSource, n_classes: int, size_px: int, seed: int) -> tuple[nn.Module, str]:
-    """(the module, sha256 of the file); its weights depend on the seed alone where torch draws them.
+    """(the module, sha256 of the file); its weights depend on the seed alone.
 
     SettingError says what is wrong with the file: where it is, what it has, what it raised and in which line.
     """
@@ -40,8 +42,7 @@ def build_from_file(source: StudentSource, n_classes: int, size_px: int, seed: i
             f"no such file: {source.path} ({error.strerror}); --student takes FILE.py:FUNCTION"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    with torch.random.fork_rng(devices=[]), _importable(path.parent):
-        torch.default_generator.manual_seed(seed)
+    with _seeded(seed), _importable(path.parent):
         module = _execute(source, path, content, f"softlabel_student_{digest[:12]}")
         function = _function(module, source)
         arguments, named = _arguments(function, source, n_classes, size_px)
@@ -125,6 +126,21 @@ def _told(source: StudentSource, what: str, error: BaseException) -> str:
     hidden = [name for name in _OURS if (folder / f"{name}.py").exists()]
     hint = "".join(f"; {name}.py beside it is hidden by a package of softlabel: rename it" for name in hidden)
     return f"{source.name} fails in {what}: {type(error).__name__}: {said} ({line}){hint}"
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, everything that people draw weights with starts from the seed; afterwards it goes on as it was."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 @contextlib.contextmanager

@@ -102,6 +102,7 @@ def _plan_head(
     else:
         order = [origin.index(name) for name in classes] if origin else list(range(len(classes)))
         plan.take |= {name: tensor[order] for name, tensor in found.items()}
+        plan.missing += [name for name in head if name not in found]
         if origin is None:
             plan.classifier = "the classifier is taken as it is: nothing says for which classes, in which order"
         elif order != sorted(order):

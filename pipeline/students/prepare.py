@@ -103,21 +103,19 @@ def prepare_student(
         module, digest = build_from_file(source, n_classes, size_px, seed)
         if dropout is not None:
             set_own_dropout(module, source.name, dropout)
-        check_answers(module, source, n_classes, size_px)
         ids = {"student_sha256": digest}
     else:
         module = build_student(student, n_classes, size_px, seed, dropout=dropout)
         check_input_size(module, source.name, size_px)
         ids = {"student_library": library(source)}
-    report = initialise(module, init, source, classes, size_px)
-    architecture = None
-    if source.kind == "timm":
+    if source.kind != "torchvision":  # every classifier of torchvision is known to do both
         check_answers(module, source, n_classes, size_px)
         check_exportable(module, source)
-    elif source.kind == "file":
-        check_exportable(module, source)
+    architecture = None
+    if source.kind == "file":
         architecture = pack_architecture(module)
         check_architecture(module, architecture, source.name, size_px)
+    report = initialise(module, init, source, classes, size_px)
     return BuiltStudent(
         module=module, source=source, size_px=size_px, architecture=architecture, ids=ids, init_report=tuple(report)
     )

@@ -87,9 +87,10 @@ def _of_timm(model: str, size_px: int) -> Weights:
     try:
         if not file.exists() and described.hf_hub_id and not _in_hub_cache(described.hf_hub_id):
             check_network("huggingface.co")
-        # timm renames what older files call otherwise, and fits position embeddings to the size.
-        place = {"pretrained_cfg_overlay": {"file": str(file)}} if file.exists() else {}
-        module = construct_timm(model, size_px, pretrained=True, **place)
+        # timm renames what older files call otherwise, and fits position embeddings to the size. `custom_load` is of
+        # the .npz files that some models came with first.
+        place = {"file": str(file), "custom_load": suffix == ".npz"} if file.exists() else {}
+        module = construct_timm(model, size_px, pretrained=True, pretrained_cfg_overlay=place)
     except _ERRORS as error:
         raise SettingError(
             f"cannot load timm's pretrained {model}: {first_line(error)}; without a network, put {url} as {file.name} "

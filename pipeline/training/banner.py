@@ -6,29 +6,18 @@ Computes no score (`pipeline.gate.report` does) and trains nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from cache import CacheReader
 from cache.errors import printable
+from pipeline.targets import teacher_parameters
 from pipeline.training.config import TrainConfig
 from pipeline.training.lessons import Lessons
+from pipeline.training.verdicts import CAPACITY_GAP
 
-KNOWN_GAP = 0.01
-"""Students below this share of the teacher's parameters are known to follow it badly: a capacity gap, which a teacher
-assistant between the two narrows (Mirzadeh et al. 2020)."""
 _MB = 1_000_000
 _N_NAMED = 20
 """Classes that are counted in the banner."""
-
-
-def capacity_ratio(reader: CacheReader, n_parameters: int) -> float | None:
-    """Parameters of the student / those of the teacher; None where the cache does not say."""
-    teacher: Any = reader.manifest.provenance.get("teacher_parameters")
-    if isinstance(teacher, bool) or not isinstance(teacher, int) or teacher <= 0:
-        return None
-    return n_parameters / teacher
 
 
 def banner(
@@ -41,10 +30,11 @@ def banner(
         f"{artefact_bytes / _MB:.1f} MB exported ({artefact_bytes / _MB / config.budget_mb:.0%} of the budget of "
         f"{config.budget_mb:g} MB)"
     )
-    ratio = capacity_ratio(lessons.targets.reader, n_parameters)
-    if ratio is not None and config.teacher:
-        gap = f"; below {KNOWN_GAP} is a known gap: a teacher assistant may help (docs/methods.md)"
-        yield f"capacity {ratio:.2g} of the teacher's parameters{gap if ratio < KNOWN_GAP else ''}"
+    teacher_size = teacher_parameters(lessons.targets.reader)
+    if teacher_size and config.teacher:
+        ratio = n_parameters / teacher_size
+        gap = f"; below {CAPACITY_GAP} is a known gap: a teacher assistant may help (docs/methods.md)"
+        yield f"capacity {ratio:.2g} of the teacher's parameters{gap if ratio < CAPACITY_GAP else ''}"
     labelled = f" ({lessons.n_labelled:,} with a label)" if lessons.n_labelled < len(lessons.samples) else ""
     shown = "fresh views" if config.fresh_views else f"{lessons.mean_views:.3g} cached views each"
     yield (

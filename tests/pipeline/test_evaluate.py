@@ -22,7 +22,6 @@ from pipeline.errors import RunError, SettingError
 from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_any, evaluate_seeds, seed_runs
 from pipeline.export import export
 from pipeline.metrics.evaluation import Evaluation, SeedsEvaluation, SplitEvaluation
-from pipeline.metrics.tables import evaluation_table, seeds_table
 
 FAST = EvaluateConfig(split="test", n_resamples=40)
 
@@ -56,7 +55,7 @@ def test_an_evaluation_has_the_student_the_teacher_and_their_agreement(evaluatio
     assert result.agreement is not None
     assert 0 <= result.agreement.top1 <= 1
     assert sum(map(sum, result.student.metrics.confusion)) == 15
-    table = evaluation_table(evaluation)
+    table = evaluation.to_table()
     for word in ("accuracy", "balanced", "macro F1", "confusion", "agreement", *evaluation.classes):
         assert word in table
     described = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
@@ -68,7 +67,7 @@ def test_every_split_is_measured_and_what_was_learned_from_is_marked(evaluation:
         "train": 30, "val": 15, "test": 15,
     }  # fmt: skip
     assert [split.n_learned for split in evaluation.splits.values()] == [30, 0, 0]
-    assert evaluation_table(evaluation).count("the student learned from these images") == 1
+    assert evaluation.to_table().count("the student learned from these images") == 1
 
 
 def test_an_exported_file_scores_as_its_run(tiny_run: Path, tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
@@ -131,6 +130,19 @@ def test_intervals_draw_the_groups_of_a_table(tiny_run: Path, tiny_data: Path, t
     assert (alone.unit, alone.n_units) == ("image", 15)
     assert grouped.student.metrics == alone.student.metrics
     assert grouped.student.intervals != alone.student.intervals
+
+
+def test_images_of_a_group_that_the_student_learned_from_are_told(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = table_of(tiny_data, tmp_path / "t.csv", lambda split, at: f"{at}" if at < 4 else f"{split}-{at}")
+    with caplog.at_level(logging.INFO):
+        config = dataclasses.replace(FAST, csv=table, group_column="lesion", split="all")
+        found = evaluate(tiny_run, tiny_data, config, workers=0)
+    val, test = found.notices
+    assert "4 of 15 val images share their lesion with one that the student learned from" in val
+    assert "4 of 15 test images" in test
+    assert test in caplog.text
 
 
 def test_subgroups_are_those_of_the_table_with_the_missing_ones(
@@ -245,7 +257,7 @@ def test_the_runs_of_several_seeds_have_a_mean_and_a_spread(tiny_run: Path, tiny
     spread = found.spread["test"]
     assert spread["accuracy"].std == 0
     assert {"agreement", "kl_nats"} <= spread.keys()
-    assert "2 seeds" in seeds_table(found)
+    assert "2 seeds" in found.to_table()
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["spread"]["test"]["accuracy"]["std"] == 0
     (tmp_path / "runs" / "seed-11").mkdir()
     with pytest.raises(RunError, match=r"seed-11 is not a run folder"):
@@ -271,4 +283,4 @@ def test_a_class_without_images_in_the_split_is_a_dash_and_valid_json(
     result = evaluate(tiny_run, data, FAST, workers=0)
     described = json.loads(json.dumps(result.to_dict(), allow_nan=False))["splits"]["test"]
     assert described["student"]["per_class"]["melanoma"]["f1"] is None
-    assert any(line.split() == ["melanoma", "-", "-", "-", "-", "0"] for line in evaluation_table(result).splitlines())
+    assert any(line.split() == ["melanoma", "-", "-", "-", "-", "0"] for line in result.to_table().splitlines())

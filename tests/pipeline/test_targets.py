@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pipeline.joining
 from cache import CacheError, CacheReader
 from data.samples import scan_folder
 from data.views import ViewPolicy, draw
-from pipeline.targets import TeacherTargets
+from pipeline.targets import TeacherTargets, teacher_parameters
 
 
 def join(cache: Path, data: Path, split: str = "train") -> TeacherTargets:
@@ -67,3 +69,14 @@ def test_the_mean_of_logits_is_the_target_of_the_geometric_mean_at_any_temperatu
         expected = geometric / geometric.sum(axis=1, keepdims=True)
         found = softmax(targets.mean_logits(targets.epoch_rows(0, 0)).astype(float) / temperature, axis=1)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("nonsense", [0, -5, "many", True, None])
+def test_a_cache_that_does_not_know_its_teachers_size_has_none(
+    nonsense: Any, told: Callable[..., TeacherTargets]
+) -> None:
+    reader = told([0, 1], np.zeros((2, 2))).reader
+    reader.manifest.provenance["teacher_parameters"] = nonsense
+    assert teacher_parameters(reader) is None
+    reader.manifest.provenance["teacher_parameters"] = 7
+    assert teacher_parameters(reader) == 7

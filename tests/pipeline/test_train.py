@@ -38,7 +38,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 def test_a_run_folder_holds_what_the_documentation_says(tiny_run: Path, tiny_data: Path) -> None:
     assert {path.name for path in tiny_run.iterdir()} == {
-        "last.pt", "best.pt", "metrics.csv", "config.json", "classes.json",
+        "last.pt", "best.pt", "metrics.csv", "config.json", "classes.json", "report.html",
     }  # fmt: skip
     assert (tiny_run / "metrics.csv").read_text().splitlines()[0] == ",".join(METRIC_COLUMNS)
     assert [row["epoch"] for row in metrics(tiny_run)] == ["1", "2"]
@@ -70,7 +70,7 @@ def test_a_student_learns_its_teachers_answers(
 
 
 def test_without_a_teacher_the_soft_loss_takes_no_part(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
-    train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, teacher=False), workers=0)
+    train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, teacher=False), workers=0, report=False)
     for row in metrics(tmp_path / "run"):
         assert float(row["loss_soft"]) == 0
         assert row["loss"] == row["loss_hard"]
@@ -93,7 +93,7 @@ def test_the_mean_target_of_a_view_is_that_of_its_image(
 
     monkeypatch.setattr(TeacherTargets, "mean_logits", watched)
     monkeypatch.setattr(learner, "distillation_loss", taught)
-    train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, target="mean"), workers=0)
+    train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, target="mean"), workers=0, report=False)
     assert len(told) == 30
     assert all(len(targets) == 1 for targets in told.values())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["target"] == "mean"
@@ -102,8 +102,8 @@ def test_the_mean_target_of_a_view_is_that_of_its_image(
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    train(tiny_data, tiny_cache, tmp_path / "same", CONFIG, workers=2)
-    train(tiny_data, tiny_cache, tmp_path / "other", dataclasses.replace(CONFIG, seed=1), workers=0)
+    train(tiny_data, tiny_cache, tmp_path / "same", CONFIG, workers=2, report=False)
+    train(tiny_data, tiny_cache, tmp_path / "other", dataclasses.replace(CONFIG, seed=1), workers=0, report=False)
     assert metrics(tmp_path / "same") == metrics(tiny_run)
     assert metrics(tmp_path / "other") != metrics(tiny_run)
 
@@ -124,12 +124,12 @@ def test_a_resumed_run_equals_an_undisturbed_one(
 
     monkeypatch.setattr(learner, "distillation_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     monkeypatch.setattr(learner, "distillation_loss", loss)
     if during == "first epoch":
         with pytest.raises(RunError, match=r"no epoch of .* has ended yet"):
             load_student(tmp_path / "run", "cpu")
-    train(tiny_data, tiny_cache, tmp_path / "run", saved_config(tmp_path / "run"), resume=True, workers=0)
+    train(tiny_data, tiny_cache, tmp_path / "run", saved_config(tmp_path / "run"), resume=True, workers=0, report=False)
     assert metrics(tmp_path / "run") == metrics(tiny_run)
     one, other = (RunFolder(path).load_last() for path in (tmp_path / "run", tiny_run))
     for name, weights in one["model"].items():
@@ -140,12 +140,14 @@ def test_best_and_metrics_follow_from_last_after_a_kill_between_them(
     tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    for name in ("best.pt", "metrics.csv", "config.json", "classes.json"):
+    for name in ("best.pt", "metrics.csv", "config.json", "classes.json", "report.html"):
         (run / name).unlink()
     train(tiny_data, tiny_cache, run, saved_config(run), resume=True, workers=0)
     assert metrics(run) == metrics(tiny_run)
-    best = RunFolder(tiny_run).load_last()["best"]["epoch"]
-    assert (run / "best.pt").exists() == (best == 2)
+    one, other = (torch.load(path / "best.pt", weights_only=True) for path in (run, tiny_run))
+    assert one["epoch"] == other["epoch"]
+    assert (run / "report.html").exists()
+    assert all(torch.equal(weights, other["model"][name]) for name, weights in one["model"].items())
 
 
 def test_resuming_with_other_settings_lists_every_difference(
@@ -154,7 +156,15 @@ def test_resuming_with_other_settings_lists_every_difference(
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = (run / "last.pt").read_bytes()
     with pytest.raises(RunError, match=r"(?s)epochs: the run has 2, this call 9.*alpha: the run has 0\.3"):
-        train(tiny_data, tiny_cache, run, dataclasses.replace(CONFIG, alpha=0.5, epochs=9), resume=True, workers=0)
+        train(
+            tiny_data,
+            tiny_cache,
+            run,
+            dataclasses.replace(CONFIG, alpha=0.5, epochs=9),
+            resume=True,
+            workers=0,
+            report=False,
+        )
     assert (run / "last.pt").read_bytes() == before
 
 
@@ -193,7 +203,14 @@ def test_validation_is_split_off_train_where_there_is_no_val_and_test_is_never_r
 
     monkeypatch.setattr(module.StudentLoader, "__call__", watched)
     with caplog.at_level(logging.INFO):
-        train(data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, epochs=1, val_fraction=0.2), workers=0)
+        train(
+            data,
+            tiny_cache,
+            tmp_path / "run",
+            dataclasses.replace(CONFIG, epochs=1, val_fraction=0.2),
+            workers=0,
+            report=False,
+        )
     assert read == {"train"}
     assert "24 train, 6 val (20% of train, by class)" in caplog.text
 
@@ -210,14 +227,14 @@ def test_no_batch_has_a_single_image(tiny_data: Path, tiny_cache: Path, tmp_path
     data = shutil.copytree(tiny_data, tmp_path / "images")
     next(data.glob("train/*/*.png")).unlink()
     config = dataclasses.replace(CONFIG, epochs=1, batch_size=2)  # 29 images: one batch of three
-    assert train(data, tiny_cache, tmp_path / "run", config, workers=0).best_epoch == 1
+    assert train(data, tiny_cache, tmp_path / "run", config, workers=0, report=False).best_epoch == 1
 
 
 def test_the_start_shows_the_teacher_beside_the_majority_share(
     tiny_data: Path, tiny_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, epochs=1), workers=0)
+        train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, epochs=1), workers=0, report=False)
     assert "always the largest class: 0.200" in caplog.text
 
 
@@ -231,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
 
     monkeypatch.setattr(learner, "distillation_loss", broken)
     with pytest.raises(RunError, match="lower --lr"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
 
 

@@ -83,7 +83,7 @@ def test_training_refuses_a_cache_in_which_one_bit_is_off(
 ) -> None:
     damaged = flipped(tiny_cache, name, 77)
     with pytest.raises(CacheDamaged, match=rf"flipped\.h5 is damaged in 1 block: {name} rows 0-119"):
-        train(tiny_data, damaged, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, damaged, tmp_path / "run", CONFIG, workers=0, report=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -93,7 +93,7 @@ def test_resuming_refuses_it_too_and_leaves_the_run_as_it_is(
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(CacheDamaged, match="logits/0 rows 0-119"):
-        train(tiny_data, flipped(tiny_cache, "logits/0"), run, CONFIG, resume=True, workers=0)
+        train(tiny_data, flipped(tiny_cache, "logits/0"), run, CONFIG, resume=True, workers=0, report=False)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -108,10 +108,10 @@ def test_views_that_go_wrong_in_a_later_epoch_stop_the_run_and_keep_the_epochs_b
 
     after_epoch(1, go_wrong)
     with pytest.raises(CacheMismatch, match="renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert_first_epoch_stands(tmp_path / "run", tiny_run)
     monkeypatch.setattr(loaders, "render", render)
-    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0)
+    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -126,7 +126,7 @@ def test_validation_views_that_go_wrong_stop_the_run_as_well(
 
     monkeypatch.setattr(StudentViews, "__getitem__", wrong_for_validation)
     with pytest.raises(CacheMismatch, match=r"/val/.* renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
 
 
@@ -134,7 +134,7 @@ def test_a_cache_that_is_replaced_by_rename_is_trained_on_as_it_was(
     tiny_data: Path, cache: Path, other_cache: Path, tiny_run: Path, tmp_path: Path, after_epoch: AfterEpoch
 ) -> None:
     after_epoch(1, lambda: os.replace(other_cache, cache))
-    train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0)
+    train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -142,7 +142,7 @@ def test_a_cache_that_is_removed_is_trained_on_as_it_was(
     tiny_data: Path, cache: Path, tiny_run: Path, tmp_path: Path, after_epoch: AfterEpoch
 ) -> None:
     after_epoch(1, cache.unlink)
-    train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0)
+    train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -156,10 +156,10 @@ def test_a_cache_that_is_written_over_in_place_ends_the_run_and_mixes_nothing(
     }[kind]  # fmt: skip
     after_epoch(1, lambda: cache.write_bytes(content))
     with pytest.raises(CacheDamaged, match=r"t\.h5 was replaced by another cache, or written over, while in use"):
-        train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert_first_epoch_stands(tmp_path / "run", tiny_run)
     cache.write_bytes(sound)
-    train(tiny_data, cache, tmp_path / "run", CONFIG, resume=True, workers=0)
+    train(tiny_data, cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -167,7 +167,7 @@ def test_the_same_cache_copied_over_itself_disturbs_nobody(
     tiny_data: Path, cache: Path, tiny_run: Path, tmp_path: Path, after_epoch: AfterEpoch
 ) -> None:
     after_epoch(1, lambda: cache.write_bytes(cache.read_bytes()))
-    train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0)
+    train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -185,7 +185,7 @@ def test_a_run_reads_its_cache_and_does_not_map_it(
 
     after_epoch(0, look)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, cache, tmp_path / "run", CONFIG, workers=0, report=False)
 
 
 def test_a_cache_that_changes_between_start_and_resume_is_refused(
@@ -196,8 +196,8 @@ def test_a_cache_that_changes_between_start_and_resume_is_refused(
 
     after_epoch(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     before = (tmp_path / "run" / "last.pt").read_bytes()
     with pytest.raises(RunError, match="the cache was extended or rebuilt since"):
-        train(tiny_data, other_cache, tmp_path / "run", CONFIG, resume=True, workers=0)
+        train(tiny_data, other_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     assert (tmp_path / "run" / "last.pt").read_bytes() == before

@@ -56,3 +56,20 @@ def test_a_mistake_is_one_message(
     code, out, err = cli("evaluate", *(given.get(word, word) for word in words))
     assert (code, out) == (exit_code, "")
     assert said in err
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
+    from pipeline.commands.evaluate import evaluate as command
+    from pipeline.evaluate import EvaluateConfig
+
+    parsed = command.make_context("softlabel", ["RUN", "DATA"]).params
+    shared = {name: value for name, value in parsed.items() if hasattr(EvaluateConfig(), name)}
+    assert len(shared) == 8
+    assert shared == {name: getattr(EvaluateConfig(), name) for name in shared}
+
+
+def test_an_unsplit_folder_is_measured_and_not_written_to(cli: Cli, tiny_run: Path, tiny_data: Path) -> None:
+    code, out, err = cli("evaluate", tiny_run, tiny_data / "train")
+    assert code == 0, err
+    assert "train: 20 images" in out
+    assert not (tiny_data / "train" / "splits.csv").exists()

@@ -25,7 +25,7 @@ def resampled(one: Drawn, groups: list[str] | None = None, **options: int) -> Sc
 
 
 @given(some_answers)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_with_every_image_once_the_scores_are_the_point_estimates(one: Drawn) -> None:
     logits, labels = one
     classes = tuple(map(str, range(logits.shape[1])))
@@ -40,7 +40,7 @@ def test_with_every_image_once_the_scores_are_the_point_estimates(one: Drawn) ->
 
 
 @given(some_answers, st.integers(0, 2**32 - 1))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_weight_counts_an_image_as_often_as_scikit_learn_does(one: Drawn, seed: int) -> None:
     logits, labels = one
     weights = np.random.default_rng(seed).integers(0, 4, len(labels))
@@ -67,7 +67,7 @@ def test_a_weight_counts_an_image_as_often_as_scikit_learn_does(one: Drawn, seed
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_the_order_of_the_images_is_nothing_to_an_interval(seed: int) -> None:
     logits, labels = one = drawn(seed, 40, 3)
     groups = [f"lesion {i % 17}" for i in range(40)]
@@ -78,7 +78,7 @@ def test_the_order_of_the_images_is_nothing_to_an_interval(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_groups_that_are_all_alike_leave_nothing_to_chance(seed: int, n_groups: int) -> None:
     logits, labels = drawn(seed, 12, 3)
     groups = [f"patient {g}" for g in range(n_groups) for _ in labels]
@@ -89,7 +89,7 @@ def test_groups_that_are_all_alike_leave_nothing_to_chance(seed: int, n_groups: 
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_an_accuracy_and_its_interval_lie_between_the_worst_and_the_best_group(seed: int, n_groups: int) -> None:
     logits, labels = one = drawn(seed, 36, 3)
     groups = [i % n_groups for i in range(36)]

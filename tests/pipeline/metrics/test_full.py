@@ -20,7 +20,7 @@ def classes_of(logits: np.ndarray) -> tuple[str, ...]:
 
 
 @given(some_answers)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_the_scores_of_probabilities_are_those_of_scikit_learn(one: Drawn) -> None:
     logits, labels = one
     found = full_metrics(logits, labels, classes_of(logits))
@@ -35,7 +35,7 @@ def test_the_scores_of_probabilities_are_those_of_scikit_learn(one: Drawn) -> No
 
 
 @given(some_answers)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_the_order_of_the_images_is_nothing_to_a_score(one: Drawn) -> None:
     logits, labels = one
     backwards = full_metrics(logits[::-1], labels[::-1], classes_of(logits)).headline()

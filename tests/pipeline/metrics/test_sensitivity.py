@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
@@ -47,6 +47,7 @@ def test_the_threshold_is_the_smallest_that_leaves_enough_of_the_others_alone(
 
 
 @given(some_answers, st.floats(0.01, 1))
+@settings(deadline=None)
 def test_no_threshold_of_the_roc_curve_that_is_as_specific_finds_more(one: Drawn, specificity: float) -> None:
     logits, labels = one
     classes = tuple(map(str, range(logits.shape[1])))

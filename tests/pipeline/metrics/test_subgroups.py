@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SettingError
@@ -38,6 +38,7 @@ def test_numbers_of_another_size_become_quarters_of_about_equal_size() -> None:
 
 
 @given(st.lists(st.integers(-500, 500), min_size=1, max_size=60))
+@settings(deadline=None)
 def test_every_number_is_in_the_bin_that_contains_it(numbers: list[int]) -> None:
     names, order = name_values("x", [str(number) for number in numbers])
     assert set(names) == set(order)

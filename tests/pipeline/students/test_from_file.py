@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +52,21 @@ def test_a_function_is_told_the_classes_and_if_it_asks_the_size(
 
 def test_a_class_is_a_function_too(own: Own, classes: tuple[str, ...]) -> None:
     assert prepare_student(own(function="Net"), classes, 32).source.name == "my_model.py:Net"
+
+
+def test_weights_that_numpy_and_python_draw_depend_on_the_seed_as_well(own_with: Own) -> None:
+    drawn = "net = Net(n_classes); net.stem.weight.data *= float(np.random.rand() + random.random()); return net"
+    source = find_source(own_with(build="import random\nimport numpy as np\ndef build(n_classes):", result=drawn))
+    after = []
+    for _ in range(2):
+        np.random.seed(5)
+        random.seed(5)
+        first, again = (build_from_file(source, 3, 32, seed=1)[0].state_dict() for _ in range(2))
+        assert torch.equal(first["stem.weight"], again["stem.weight"])
+        after.append((np.random.rand(), random.random()))
+    np.random.seed(5)
+    random.seed(5)
+    assert after == [(np.random.rand(), random.random())] * 2, "the caller's own random numbers go on undisturbed"
 
 
 def test_the_weights_depend_on_the_seed_alone(own: Own) -> None:

@@ -78,17 +78,16 @@ def test_a_damaged_download_is_told(downloads: Path) -> None:
 
 def test_weights_of_timm_start_a_student_at_any_size(downloads: Path) -> None:
     torch.manual_seed(0)
-    state = timm.create_model("test_vit").state_dict()
-    save_file(state, downloads / "test_vit.r160_in1k.safetensors")
-    built = prepare_student("timm:test_vit", CLASSES, 96, seed=1, init="imagenet")
+    state = timm.create_model("vit_tiny_patch16_224").state_dict()
+    save_file(state, downloads / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors")
+    built = prepare_student("timm:vit_tiny_patch16_224", CLASSES, 96, seed=1, init="imagenet")
     found = built.module.state_dict()
     assert torch.equal(found["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
-    assert (found["pos_embed"].shape, state["pos_embed"].shape) == ((1, 37, 64), (1, 101, 64))
-    assert torch.equal(found["head.weight"], prepare_student("test_vit", CLASSES, 96, seed=1).module.head.weight)
+    assert (found["pos_embed"].shape, state["pos_embed"].shape) == ((1, 37, 192), (1, 197, 192))
+    assert torch.equal(found["head.weight"], build_student("timm:vit_tiny_patch16_224", 3, 96, seed=1).head.weight)
     said = "\n".join(built.init_report)
-    assert (
-        f"{len(state) - 2} of {len(state)} tensors from timm's pretrained test_vit, made for pixels of mean 0.5" in said
-    )
+    taken = f"{len(state) - 2} of {len(state)} tensors from timm's pretrained vit_tiny_patch16_224"
+    assert f"{taken}, made for pixels of mean 0.5, std 0.5" in said
     assert "the classifier starts at random: that one is for 1000 classes, here are 3" in said
 
 

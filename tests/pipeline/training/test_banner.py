@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.targets import TeacherTargets
 from pipeline.training import lessons
-from pipeline.training.banner import banner, capacity_ratio
+from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig
 
 Told = Callable[..., TeacherTargets]
@@ -61,10 +61,3 @@ def test_a_student_far_below_its_teacher_is_a_known_gap(
     assert not any(line.startswith("capacity") for line in say(teacher_parameters=teacher_parameters, teacher=False)), (
         "without a teacher there is none to be compared with"
     )
-
-
-@pytest.mark.parametrize("nonsense", [0, -5, "many", True, None])
-def test_a_cache_that_does_not_know_its_teachers_size_gives_no_ratio(nonsense: Any, told: Told) -> None:
-    targets = told([0, 1], np.zeros((2, 2)))
-    targets.reader.manifest.provenance["teacher_parameters"] = nonsense
-    assert capacity_ratio(targets.reader, 100) is None

@@ -22,7 +22,7 @@ CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=1,
 @pytest.fixture
 def run(tiny_data: Path, tiny_cache: Path) -> Callable[[Path, TrainConfig, bool], object]:
     def run(folder: Path, config: TrainConfig, resume: bool) -> object:
-        return train(tiny_data, tiny_cache, folder, config, resume=resume, workers=0)
+        return train(tiny_data, tiny_cache, folder, config, resume=resume, workers=0, report=False)
 
     return run
 
