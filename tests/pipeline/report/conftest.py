@@ -13,7 +13,7 @@ from pipeline.report.content import ReportContent
 from pipeline.report.page import render_report
 from pipeline.training.verdicts import Verdict
 
-HOSTILE = ("<script>alert('x')</script>", '"><img src=x onerror=y>', "$\\frac{1 & co", "湿疹 \x1b[31m")
+HOSTILE = ("<script>alert('x')</script>", '"><img src=x onerror=y>', "$\\frac{1$ & co", "湿疹 \x1b[31m")
 COLUMNS = (
     "lr", "loss", "loss_hard", "loss_soft", "train_accuracy", "train_agreement", "val_accuracy",
     "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl", "images_per_s", "wall_s",

@@ -66,7 +66,7 @@ def test_pictures_are_of_the_images_that_are_shown(tiny_run: Path, tiny_data: Pa
     for picture in content.pictures.values():
         height = re.search(rb"\xff\xc0..\x08(..)(..)", picture, re.DOTALL)
         assert height is not None
-        assert [int.from_bytes(side) for side in height.groups()] == [PICTURE_PX] * 2
+        assert [int.from_bytes(side, "big") for side in height.groups()] == [PICTURE_PX] * 2
 
 
 def test_a_cache_that_is_gone_leaves_out_the_teacher(
