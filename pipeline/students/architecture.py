@@ -43,7 +43,7 @@ def unpack_architecture(architecture: Tensor, weights: Mapping[str, Tensor], dev
 def check_architecture(model: nn.Module, architecture: Tensor, student: str, size_px: int) -> None:
     """SettingError where the packed architecture, with the model's weights, does not answer as the model does."""
     noise = torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
-    expected = evaluated(model, noise)
+    expected = evaluated(copy.deepcopy(model), noise)
     found = evaluated(unpack_architecture(architecture, model.state_dict()), noise)
     away = float((expected - found).abs().max())
     if not away <= 1e-4 * max(1.0, float(expected.abs().max())):
@@ -53,7 +53,7 @@ def check_architecture(model: nn.Module, architecture: Tensor, student: str, siz
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model keeps from one forward pass to the next must serve training, too
 def evaluated(model: Any, inputs: Tensor) -> Tensor:
     """The answers in evaluation mode, float32 [B, C]; the model's mode stays as it is."""
     was_training = model.training

@@ -37,11 +37,12 @@ def check_answers(model: nn.Module, source: StudentSource, n_classes: int, size_
     """Raise SettingError where two images do not give float32 logits [2, C], or nothing of the model would learn."""
     noise = torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
-        with _errors_of(source, f"forward of 2 images of {size_px} px in evaluation mode"):
-            answers = evaluated(model, noise)
-        _check_logits(answers, source, n_classes, "in evaluation mode")
         with _errors_of(source, "copy.deepcopy, by which the moving average of its weights starts"):
-            trained = copy.deepcopy(model).train()
+            trained = copy.deepcopy(model)
+        with _errors_of(source, f"forward of 2 images of {size_px} px in evaluation mode"):
+            answers = evaluated(trained, noise)
+        _check_logits(answers, source, n_classes, "in evaluation mode")
+        trained.train()
         with _errors_of(source, f"forward of 2 images of {size_px} px in training mode"):
             answers = trained(noise)
         _check_logits(answers, source, n_classes, "in training mode")

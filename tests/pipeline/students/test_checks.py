@@ -75,3 +75,15 @@ def test_checking_leaves_the_model_and_the_callers_random_numbers_alone(own: Own
 def test_a_size_that_the_architecture_does_not_take_is_told(name: str, size_px: int, classes: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match=rf"{name} cannot take images of {size_px} px .*another --student-size"):
         prepare_student(name, classes, size_px)
+
+
+def test_a_model_that_keeps_a_tensor_between_two_passes_is_still_trained(
+    own_with: Own, classes: tuple[str, ...]
+) -> None:
+    keeping = (
+        "if self.kept.numel() == 0:\n            self.kept = torch.ones(8)\n        return self.head(x * self.kept)"
+    )
+    student = own_with(result="net = Net(n_classes)\n    net.kept = torch.zeros(0)\n    return net", answer=keeping)
+    built = prepare_student(student, classes, 32)
+    assert built.module.kept.numel() == 0, "the checks ran on a copy"
+    built.module(torch.randn(2, 3, 32, 32)).sum().backward()

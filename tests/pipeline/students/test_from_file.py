@@ -28,6 +28,12 @@ def test_a_users_file_makes_a_student(own: Own, classes: tuple[str, ...]) -> Non
     assert built.ids == {"student_sha256": hashlib.sha256(Path(student.rpartition(":")[0]).read_bytes()).hexdigest()}
 
 
+def test_the_example_of_the_documentation_is_a_student(own: Own, classes: tuple[str, ...]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "students.md").read_text(encoding="utf-8")
+    text = page.split("```python\n")[1].split("```")[0]
+    assert prepare_student(own(text), classes, 64).module(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("signature", "call"),
     [

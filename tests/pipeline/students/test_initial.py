@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -15,7 +18,9 @@ from pipeline.errors import RunError, SettingError
 from pipeline.inference import load_student
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.build import build_student
+from pipeline.students.initial import _plan
 from pipeline.students.prepare import prepare_student
+from pipeline.students.weights import Weights
 from pipeline.torchscript import StudentCard
 
 CLASSES = ("akiec", "mel", "nv")
@@ -142,8 +147,6 @@ def run_of(tmp_path: Path, card_of: Callable[..., StudentCard]) -> Callable[...,
     """A run folder with these weights and classes."""
 
     def run_of(state: dict[str, Tensor], classes: tuple[str, ...]) -> Path:
-        import dataclasses
-
         checkpoint = {
             "format": CHECKPOINT_FORMAT, "epoch": 1, "best": {"epoch": 1}, "metrics": [], "config": {},
             "ids": {"recipe_id": ""}, "model": {}, "ema": state,
@@ -171,6 +174,17 @@ def test_classes_in_another_order_are_put_into_this_one_by_name(
     assert torch.equal(model.state_dict()["classifier.1.bias"], elsewhere["classifier.1.bias"][[1, 2, 0]])
     assert torch.equal(model.state_dict()["classifier.1.weight"], elsewhere["classifier.1.weight"][[1, 2, 0]])
     assert "the classifier is taken in the order of these classes, by name" in said
+
+
+@given(st.permutations(("akiec", "bcc", "mel", "nv")), st.permutations(("akiec", "bcc", "mel", "nv")))
+def test_the_logit_of_a_class_is_the_same_in_any_order(theirs: list[str], ours: list[str]) -> None:
+    trained, started = (nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)) for _ in range(2))
+    plan = _plan(started, Weights(trained.state_dict(), "a run", tuple(theirs)), ours)
+    started.load_state_dict(plan.take)
+    inputs = torch.randn(2, 3)
+    found = dict(zip(ours, started(inputs).unbind(1), strict=True))
+    for name, logits in zip(theirs, trained(inputs).unbind(1), strict=True):
+        torch.testing.assert_close(found[name], logits)
 
 
 def test_a_run_of_other_classes_does_not_give_its_classifier(
