@@ -105,25 +105,41 @@ class ViewItem:
     """The caller's own number of this item, handed back with the pixels."""
 
 
-class StudentViews(Dataset[tuple[Tensor, int]]):
-    """Stage two: the sampler gives ViewItems instead of indices; an item is (uint8 [3, S, S], target).
+class ViewMemory:
+    """Rendered views that are shown again, up to so many bytes: the first ones stay.
 
-    The first views that fill `kept_bytes` stay in memory and are not rendered again.
+    Known by content and numbers, so that several runs of a process share them; those of another size or geometry are
+    forgotten as soon as new ones come.
     """
 
-    def __init__(self, size_px: int, geometry: str, kept_bytes: int = 0) -> None:
-        self._size_px, self._geometry = size_px, geometry
-        self._kept: dict[tuple[bytes, bytes], Tensor] = {}
-        self._room = kept_bytes // (3 * size_px**2)
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes, self._used_bytes = size_bytes, 0
+        self._kind: tuple[int, str] | None = None
+        self._views: dict[tuple[bytes, bytes], Tensor] = {}
+
+    def view(self, item: ViewItem, size_px: int, geometry: str) -> Tensor:
+        """The view of an item, uint8 [3, S, S], rendered where it is not remembered."""
+        if self._kind != (size_px, geometry):
+            self._kind, self._used_bytes = (size_px, geometry), 0
+            self._views.clear()
+        which = (item.sample.key, item.params.tobytes())
+        view = self._views.get(which)
+        if view is None:
+            view = render(read_sample(item.sample), item.params, size_px, geometry)
+            if self._used_bytes + view.nbytes <= self._size_bytes:
+                self._used_bytes += view.nbytes
+                self._views[which] = view.contiguous()
+        return view
+
+
+class StudentViews(Dataset[tuple[Tensor, int]]):
+    """Stage two: the sampler gives ViewItems instead of indices; an item is (uint8 [3, S, S], target)."""
+
+    def __init__(self, size_px: int, geometry: str, memory: ViewMemory | None = None) -> None:
+        self._size_px, self._geometry, self._memory = size_px, geometry, memory or ViewMemory(0)
 
     def __getitem__(self, item: ViewItem) -> tuple[Tensor, int]:
-        which = (item.sample.key, item.params.tobytes())
-        view = self._kept.get(which)
-        if view is None:
-            view = render(read_sample(item.sample), item.params, self._size_px, self._geometry)
-            if len(self._kept) < self._room:
-                self._kept[which] = view.contiguous()
-        return view, item.target
+        return self._memory.view(item, self._size_px, self._geometry), item.target
 
     def __getitems__(self, items: Sequence[ViewItem]) -> tuple[Tensor, Tensor] | BadImage:
         """A whole batch; a bad image comes back as a value, since an exception would arrive wrapped in a traceback."""
@@ -150,12 +166,12 @@ class _Batches:
 class StudentLoader:
     """Batches of ViewItems -> (uint8 [B, 3, S, S], int64 targets [B]), workers kept between passes.
 
-    Without workers up to `kept_bytes` of views are rendered once and stay in memory; workers would each keep their own.
+    Without workers the views in `memory` are not rendered again; workers would each keep their own.
     """
 
-    def __init__(self, size_px: int, geometry: str, workers: int, kept_bytes: int = 0) -> None:
+    def __init__(self, size_px: int, geometry: str, workers: int, memory: ViewMemory | None = None) -> None:
         self._sampler = _Batches()
-        views = StudentViews(size_px, geometry, 0 if workers else kept_bytes)
+        views = StudentViews(size_px, geometry, None if workers else memory)
         self._loader = _data_loader(views, workers, batch_sampler=self._sampler, collate_fn=_as_it_is)
 
     def __call__(self, batches: Sequence[Sequence[ViewItem]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from cache import CacheReader
 from cache.errors import printable
-from data.loaders import StudentLoader, default_workers
+from data.loaders import StudentLoader, ViewMemory, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet, scan_folder
 from pipeline.errors import OutputExists, RunError
@@ -51,8 +51,8 @@ from pipeline.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
-_KEPT_BYTES = 1_000_000_000
-"""Rendered train views stay in memory up to here: rendering costs a CPU as much as the step of a compact student."""
+_SHOWN_BEFORE = ViewMemory(1_000_000_000)
+"""Of all runs of this process: rendering costs a CPU as much as the step of a compact student."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class _Training:
             config, device, class_weights_C=_on(device, weights_C), logit_offsets_C=_on(device, offsets_C),
         )  # fmt: skip
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
-        kept_bytes = 0 if config.fresh_views else _KEPT_BYTES
-        self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, kept_bytes)
+        memory = None if config.fresh_views else _SHOWN_BEFORE
+        self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, memory)
         self._validate = Validator(
             targets["val"], self._card, StudentLoader(config.student_size_px, learn.geometry, n_workers), device
         )

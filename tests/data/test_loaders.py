@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from data.loaders import (
     StudentLoader,
     TeacherViews,
     ViewItem,
+    ViewMemory,
     default_workers,
     is_decodable,
     read_sample,
@@ -166,6 +168,38 @@ def test_stage_two_renders_the_geometry_it_was_given(samples: list[Sample]) -> N
     assert targets.tolist() == [7]
     assert torch.equal(pixels[0], render(read_sample(samples[0]), item.params, SIZE_PX, "pad"))
     assert not torch.equal(pixels[0], expected_pixels(item))
+
+
+def test_a_view_is_rendered_once_while_there_is_room_and_is_the_same(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = items_of(samples[0], 3, 0) + items_of(samples[1], 3, 3)
+    expected = torch.cat([pixels for pixels, _ in StudentLoader(SIZE_PX, "warp", 0)([items])])
+    rendered = 0
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal rendered
+        rendered += 1
+        return render(*arguments)
+
+    monkeypatch.setattr(loaders, "render", counted)
+    memory = ViewMemory(4 * 3 * SIZE_PX**2)  # room for four of six
+    for n_rendered in (6, 2, 2):
+        rendered = 0
+        ((pixels, _),) = StudentLoader(SIZE_PX, "warp", 0, memory)([items])  # a loader of another run, too
+        assert torch.equal(pixels, expected)
+        assert rendered == n_rendered
+
+
+@pytest.mark.parametrize(("size_px", "geometry"), [(SIZE_PX + 1, "warp"), (SIZE_PX, "pad")])
+def test_views_of_another_size_or_geometry_are_not_taken_for_the_same(
+    size_px: int, geometry: str, samples: list[Sample]
+) -> None:
+    items, memory = items_of(samples[0], 2, 0), ViewMemory(1_000_000)
+    list(StudentLoader(SIZE_PX, "warp", 0, memory)([items]))
+    ((pixels, _),) = StudentLoader(size_px, geometry, 0, memory)([items])
+    ((expected, _),) = StudentLoader(size_px, geometry, 0)([items])
+    assert torch.equal(pixels, expected)
 
 
 def test_a_sample_is_hashed_from_the_bytes_that_are_decoded(samples: list[Sample]) -> None:

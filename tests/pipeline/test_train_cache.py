@@ -16,7 +16,8 @@ from torch import Tensor
 from cache import Table
 from cache.errors import CacheDamaged, CacheMismatch
 from data import loaders
-from data.loaders import StudentViews, ViewItem
+from data.loaders import StudentViews, ViewItem, ViewMemory
+from pipeline import train as module
 from pipeline.errors import RunError
 from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, train
@@ -102,6 +103,7 @@ def test_views_that_go_wrong_in_a_later_epoch_stop_the_run_and_keep_the_epochs_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     render = loaders.render
+    monkeypatch.setattr(module, "_SHOWN_BEFORE", ViewMemory(0))
 
     def go_wrong() -> None:
         monkeypatch.setattr(loaders, "render", lambda *arguments: render(*arguments).flip(-1))
