@@ -87,7 +87,7 @@ def _arms(labels: str, student: str, epochs: int, fraction: float) -> Iterator[R
         # Hard labels alone see the labelled images only: as many steps take as many more epochs. Ninety times as many
         # of a tenth of the images are far beyond their plateau.
         is_hard = changes.get("teacher") is False
-        if is_hard and fraction < 1 and epochs == 90 or not is_hard and fraction < 1 and epochs == 10:
+        if fraction < 1 and epochs == (90 if is_hard else 10):
             continue
         passes = round(epochs / fraction) if is_hard else epochs
         settings = {"student": student, "epochs": passes, "label_fraction": fraction}
