@@ -78,6 +78,8 @@ class RunFolder:
 
     def save(self, checkpoint: dict[str, Any], card: StudentCard) -> None:
         """Write `last.pt`, then everything that follows from it; inside `held`."""
+        with durable.disk_errors(self.last, 4096):
+            self.path.mkdir(parents=True, exist_ok=True)
         _write(self.last, checkpoint)
         self.follow(checkpoint, card)
 

@@ -154,9 +154,7 @@ class _Training:
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
         memory = None if config.fresh_views else _SHOWN_BEFORE
         self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, memory)
-        self._validate = Validator(
-            targets["val"], self._card, StudentLoader(config.student_size_px, learn.geometry, n_workers), device
-        )
+        self._validate = Validator(targets["val"], self._card, self._load, device)
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
             "images": _key_digest(learners, validators), "class_weights": _digest_of(weights_C),

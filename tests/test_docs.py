@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -28,24 +29,21 @@ def python_blocks(page: Path) -> list[str]:
 
 
 def test_every_console_block_runs_in_order_in_an_empty_folder(
-    tmp_path: Path, clean_environment: dict[str, str]
+    tmp_path: Path, cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: str) -> subprocess.CompletedProcess[str]:
-        words = shlex.split(command)
-        assert words[0] == "softlabel", f"a console block runs softlabel and nothing else, got: {command}"
-        return subprocess.run(
-            [sys.executable, "-m", "softlabel", *words[1:]],
-            capture_output=True, text=True, check=False, cwd=tmp_path, env=clean_environment,
-        )  # fmt: skip
-
+    """In this process, as starting each anew takes longer than what it does; the demo's own commands start anew."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     commands = [command for page in PAGES for command in console_commands(page)]
     for command in commands:
-        done = run(command)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert "Warning" not in done.stderr, f"{command}\n{done.stderr}"
+        words = shlex.split(command)
+        assert words[0] == "softlabel", f"a console block runs softlabel and nothing else, got: {command}"
+        code, out, err = cli(*words[1:])
+        assert code == 0, f"{command}\n{out}\n{err}"
+        assert "Warning" not in err, f"{command}\n{err}"
         if " demo " in command:
             for word in ("teacher (image tower)", "baseline, hard labels", "retention", "speed-up", "seconds:"):
-                assert word in done.stdout
+                assert word in out
     verbs = ("demo", "cache build", "cache info", "cache verify", "train", "evaluate", "report", "export", "predict")
     for verb in verbs:
         assert any(command.startswith(f"softlabel {verb} ") for command in commands), f"no page shows {verb}"
@@ -55,9 +53,9 @@ def test_every_console_block_runs_in_order_in_an_empty_folder(
         python = [sys.executable, "-W", "ignore::FutureWarning:torch.jit._serialization", "-c", code]
         done = subprocess.run(python, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), code
-    again = run("softlabel demo --smoke")
-    assert again.returncode == 1
-    assert "demo-run exists: delete it to run the demo again" in again.stderr
+    code, _, err = cli("demo", "--smoke")
+    assert code == 1
+    assert "demo-run exists: delete it to run the demo again" in err
 
 
 # Jupyter's own libraries warn about things that are theirs to mend; the notebook's own code runs in another process.

@@ -113,16 +113,25 @@ SABOTAGES: list[tuple[Callable[[], None], str, list[str]]] = [
 ]
 
 
-def test_a_build_killed_at_each_step_loses_nothing(tmp_path: Path, run_script: Callable[..., Any]) -> None:
+# One of each kind; tests/cache kills a writer at every step, the campaign by hand a build.
+STEPS = (
+    "plan written", "segment half written", "segment published, temp still there", "merge half written",
+    "merge published, temp still there", "merge about to replace", "middle part removed", "folder removed",
+)  # fmt: skip
+
+
+def test_a_build_killed_at_a_step_loses_nothing(tmp_path: Path, run_script: Callable[..., Any]) -> None:
     counts_file = tmp_path / "counts.json"
-    done = run_script("kill_builds", "--kills", 23, "--json", counts_file, "--folder", tmp_path / "work")
+    steps = [word for step in STEPS for word in ("--step", step)]
+    work = ("--json", counts_file, "--folder", tmp_path / "work")
+    done = run_script("kill_builds", *steps, "--kills", len(STEPS), *work)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(counts_file.read_text("utf-8"))
-    assert len(counts["steps"]) == 23
+    assert sorted(counts["steps"]) == sorted(STEPS)
     for step, line in counts["steps"].items():
         assert line == {"kills": 1, **dict.fromkeys(DAMAGES, 0)}, step
         assert f"| {step} | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |" in done.stdout
-    assert counts["total"]["kills"] == 23
+    assert counts["total"]["kills"] == len(STEPS)
     assert list((tmp_path / "work" / "trials").iterdir()) == []
 
 

@@ -102,7 +102,7 @@ def test_the_mean_target_of_a_view_is_that_of_its_image(
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    train(tiny_data, tiny_cache, tmp_path / "same", CONFIG, workers=2, report=False)
+    train(tiny_data, tiny_cache, tmp_path / "same", CONFIG, workers=1, report=False)
     train(tiny_data, tiny_cache, tmp_path / "other", dataclasses.replace(CONFIG, seed=1), workers=0, report=False)
     assert metrics(tmp_path / "same") == metrics(tiny_run)
     assert metrics(tmp_path / "other") != metrics(tiny_run)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import RunError, SettingError
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.export import export
 from pipeline.inference import load_student
 from pipeline.predict import predict
@@ -78,7 +78,8 @@ def own_run(tiny_data: Path, tiny_cache: Path, small_network: str, tmp_path_fact
 
 def test_a_finished_run_is_used_without_its_file(own_run: Path, tiny_data: Path, tmp_path: Path) -> None:
     image = next(tiny_data.glob("test/*/*"))
-    assert evaluate(own_run, tiny_data, device="cpu", workers=0).student.n_samples == 15
+    found = evaluate(own_run, tiny_data, EvaluateConfig(split="test"), device="cpu", workers=0)
+    assert found.splits["test"].student.metrics.n_samples == 15
     exported = export(own_run, tmp_path / "m.pt").path
     (of_run,), (of_file,) = predict(own_run, [image], device="cpu"), predict(exported, [image], device="cpu")
     assert of_run.probabilities == pytest.approx(of_file.probabilities, abs=1e-5)
@@ -127,8 +128,8 @@ def test_the_command_line_names_a_mistake_in_the_file(
 def test_the_best_weights_are_those_of_the_run(own_run: Path) -> None:
     last = RunFolder(own_run).load_last()
     found = load_student(own_run, "cpu").module.state_dict()
-    assert found.keys() == last["ema"].keys()
-    assert all(torch.equal(found[name], last["ema"][name]) for name in found)
+    assert found.keys() == last["best_model"].keys()
+    assert all(torch.equal(found[name], last["best_model"][name]) for name in found)
 
 
 def test_a_run_that_lost_its_architecture_is_refused_and_never_runs_a_file(
@@ -137,7 +138,7 @@ def test_a_run_that_lost_its_architecture_is_refused_and_never_runs_a_file(
     student = own("raise RuntimeError('nobody may run this')")
     checkpoint = {
         "format": CHECKPOINT_FORMAT, "epoch": 1, "best": {"epoch": 1}, "metrics": [], "config": {},
-        "ids": {"recipe_id": ""}, "model": {}, "ema": {},
+        "ids": {"recipe_id": ""}, "model": {}, "best_model": {},
     }  # fmt: skip
     RunFolder(tmp_path / "run").save(checkpoint, card_of(student))
     with pytest.raises(RunError, match=r"best.pt lacks the architecture of its student .*:build: train this run anew"):
@@ -190,7 +191,7 @@ def test_weights_of_another_library_version_name_it_when_loaded(
 ) -> None:
     checkpoint = {
         "format": CHECKPOINT_FORMAT, "epoch": 1, "best": {"epoch": 1}, "metrics": [], "config": {},
-        "ids": {"recipe_id": "", "student_library": "timm 0.9.0"}, "model": {}, "ema": {"fc.weight": torch.zeros(3, 8)},
+        "ids": {"recipe_id": "", "student_library": "timm 0.9.0"}, "model": {}, "best_model": {"fc.weight": torch.zeros(3, 8)},
     }  # fmt: skip
     RunFolder(tmp_path / "run").save(checkpoint, card_of("timm:test_resnet"))
     with pytest.raises(RunError, match=r"not those of a timm:test_resnet of timm .*: install timm==0\.9\.0"):

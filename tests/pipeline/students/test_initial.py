@@ -149,7 +149,7 @@ def run_of(tmp_path: Path, card_of: Callable[..., StudentCard]) -> Callable[...,
     def run_of(state: dict[str, Tensor], classes: tuple[str, ...]) -> Path:
         checkpoint = {
             "format": CHECKPOINT_FORMAT, "epoch": 1, "best": {"epoch": 1}, "metrics": [], "config": {},
-            "ids": {"recipe_id": ""}, "model": {}, "ema": state,
+            "ids": {"recipe_id": ""}, "model": {}, "best_model": state,
         }  # fmt: skip
         RunFolder(tmp_path / "run").save(checkpoint, dataclasses.replace(card_of(NAME), classes=classes))
         return tmp_path / "run"
