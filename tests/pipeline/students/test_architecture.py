@@ -191,7 +191,8 @@ def test_weights_of_another_library_version_name_it_when_loaded(
 ) -> None:
     checkpoint = {
         "format": CHECKPOINT_FORMAT, "epoch": 1, "best": {"epoch": 1}, "metrics": [], "config": {},
-        "ids": {"recipe_id": "", "student_library": "timm 0.9.0"}, "model": {}, "best_model": {"fc.weight": torch.zeros(3, 8)},
+        "ids": {"recipe_id": "", "student_library": "timm 0.9.0"}, "model": {},
+        "best_model": {"fc.weight": torch.zeros(3, 8)},
     }  # fmt: skip
     RunFolder(tmp_path / "run").save(checkpoint, card_of("timm:test_resnet"))
     with pytest.raises(RunError, match=r"not those of a timm:test_resnet of timm .*: install timm==0\.9\.0"):
