@@ -341,8 +341,10 @@ def _progress(batches: Iterator[tuple[Tensor, Tensor]], total: int, epoch: int) 
 
 
 def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    left_min = (epochs - row["epoch"]) * row["wall_s"] / 60
+    left = f", {left_min:.0f} min left" if left_min >= 1 else ""
     return (
         f"epoch {row['epoch']:>3}/{epochs}  loss_hard {row['loss_hard']:.3f}  loss_soft {row['loss_soft']:.3f}  "
         f"val accuracy {row['val_accuracy']:.3f}  balanced {row['val_balanced_accuracy']:.3f}  "
-        f"macro F1 {row['val_macro_f1']:.3f}  {row['images_per_s']:.0f} images/s"
+        f"macro F1 {row['val_macro_f1']:.3f}  {row['images_per_s']:.0f} images/s{left}"
     )

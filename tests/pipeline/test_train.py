@@ -339,3 +339,10 @@ def test_without_a_teacher_the_columns_of_its_targets_are_empty(
     assert metrics(tmp_path / "run")[0]["train_agreement"] == ""
     assert float(metrics(tmp_path / "run")[0]["val_agreement"]) >= 0, "how far it agrees with the cache is known"
     assert 0 <= float(metrics(tiny_run)[0]["train_agreement"]) <= 1
+
+
+@pytest.mark.parametrize(("epoch", "wall_s", "left"), [(1, 40.0, ", 26 min left"), (39, 40.0, ""), (40, 400.0, "")])
+def test_the_line_of_an_epoch_says_how_long_it_will_go_on(epoch: int, wall_s: float, left: str) -> None:
+    names = ("loss_hard", "loss_soft", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+    row = {"epoch": epoch, "wall_s": wall_s, "images_per_s": 66.6, **dict.fromkeys(names, 0.5)}
+    assert module._epoch_line(row, 40).endswith(f"  67 images/s{left}")
