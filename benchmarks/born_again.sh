@@ -8,6 +8,6 @@ for generation in $(seq 2 "$generations"); do
   cache="$work/generation$generation-$seed.h5" next="$work/generation$generation-$seed"
   softlabel cache build "$data" -o "$cache" --teacher "$run"
   softlabel train "$data" "$cache" -o "$next" --student shufflenet_v2_x0_5 --student-size 64 --epochs 20 --seed "$seed"
-  softlabel evaluate "$next" "$data" --split test --json "$next/test.json" >"$next/test.txt"
+  softlabel evaluate "$next" "$data" --split test -o "$next-test"
   run=$next
 done
