@@ -255,6 +255,11 @@ class _Training:
             self._check_interrupt()
         trained_s = time.perf_counter() - started
         found = self._validate(self._learner.average, self._check_interrupt)
+        if not (math.isfinite(found.loss_nats) and self._learner.is_finite()):
+            raise RunError(
+                f"the weights are infinite or undefined after step {(epoch + 1) * n_batches:,} of {total_steps:,}, "
+                f"whose loss was finite; {self._run.last} holds the state after epoch {epoch}. {self._likely_cause()}"
+            )
         scores, last_step = found.metrics, (epoch + 1) * n_batches - 1
         config = self._config
         return {
@@ -285,8 +290,6 @@ class _Training:
         config = self._config
         if self._learner.precision == "fp16":
             return "The usual cause is the range of fp16: take --precision bf16 or fp32"
-        if not self._learner.has_finite_weights():
-            return "The weights are no numbers any more: is a file of --init damaged?"
         return (
             f"The usual cause is a learning rate that is too high (now {config.lr_peak:g}): lower --lr, "
             f"or pass --clip-norm 1 (now {config.clip_norm:g})"

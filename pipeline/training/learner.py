@@ -139,9 +139,13 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["fused"] = is_fused(self._device)  # the saved flag is that of the machine it ran on
 
-    def has_finite_weights(self) -> bool:
-        """Whether every weight is a number."""
-        return all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters())
+    def is_finite(self) -> bool:
+        """Whether every weight and every statistic of a norm is a number; other buffers may hold infinities."""
+        statistics = (
+            buffer for name, buffer in self.model.named_buffers()
+            if name.rpartition(".")[2] in ("running_mean", "running_var")
+        )  # fmt: skip
+        return all(bool(torch.isfinite(numbers).all()) for numbers in (*self.model.parameters(), *statistics))
 
 
 def _tally(parts: LossParts, student_BC: Tensor, teacher_BC: Tensor | None, labels_B: Tensor) -> Step:

@@ -252,6 +252,27 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
 
 
+@pytest.mark.parametrize("name", ["fc.weight", "conv1.1.running_var"])
+def test_weights_that_the_last_step_of_an_epoch_broke_are_never_saved(
+    name: str, tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss was finite; there is no later one that would tell."""
+    step = learner.Learner.step
+
+    def breaking(self: Any, inputs: Any, teacher: Any, labels: Any, number: int, total: int) -> Any:
+        found = step(self, inputs, teacher, labels, number, total)
+        if number == total - 1:
+            self.model.state_dict()[name].fill_(float("inf"))
+        return found
+
+    monkeypatch.setattr(learner.Learner, "step", breaking)
+    with pytest.raises(RunError, match=r"undefined after step 8 of 8.*holds the state after epoch 1\. .*lower --lr"):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+    last = RunFolder(tmp_path / "run").load_last()
+    assert (last["epoch"], len(metrics(tmp_path / "run"))) == (1, 1)
+    assert all(bool(values.isfinite().all()) for values in last["model"].values())
+
+
 def test_the_best_epoch_is_the_one_of_the_highest_macro_f1(tiny_run: Path) -> None:
     rows = metrics(tiny_run)
     best = max(rows, key=lambda row: float(row["val_macro_f1"]))

@@ -144,7 +144,15 @@ def test_a_loss_that_is_no_number_moves_nothing() -> None:
     step = one.step(inputs * float("nan"), teacher, labels, 0, 10)
     assert step.loss != step.loss
     assert torch.equal(weights_of(one), start())
-    assert one.has_finite_weights()
+
+
+@pytest.mark.parametrize("name", ["3.weight", "1.running_var"])
+def test_weights_and_statistics_that_are_no_numbers_are_noticed(name: str) -> None:
+    one = learner()
+    one.model.register_buffer("mask", torch.tensor(-float("inf")))
+    assert one.is_finite()
+    one.model.state_dict()[name].view(-1)[0] = float("inf")
+    assert not one.is_finite()
 
 
 def test_a_learner_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
