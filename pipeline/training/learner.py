@@ -135,7 +135,8 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state.get("scaler", {}))
+        if scaler := state.get("scaler"):  # empty of a run that began on a device of another precision
+            self._scaler.load_state_dict(scaler)
         for group in self._optimizer.param_groups:
             group["fused"] = is_fused(self._device)  # the saved flag is that of the machine it ran on
 

@@ -169,6 +169,16 @@ def test_a_learner_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
         assert torch.equal(weights, straight.average.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(("began", "goes_on"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_learner_goes_on_in_the_precision_of_another_device(began: str, goes_on: str) -> None:
+    """`auto` is fp32 on a CPU, fp16 on an older GPU."""
+    first, _ = stepped(n_steps=2, precision=began)
+    second, (inputs, teacher, labels) = learner(precision=goes_on), batch()
+    second.restore(copy.deepcopy(first.state()))
+    assert torch.equal(weights_of(second), weights_of(first))
+    assert second.step(inputs, teacher, labels, 2, 10).loss > 0
+
+
 def test_the_means_of_an_epoch_weigh_each_image_alike() -> None:
     tally = Tally()
     step = Step(loss=1.0, hard=2.0, soft=0.5, n_images=3, n_labelled=1, n_right=1, n_agreed=3)
