@@ -101,7 +101,7 @@ class RunFolder:
     def load_last(self) -> dict[str, Any]:
         """The checkpoint to go on from; RunError where there is none."""
         if not self.last.is_file():
-            if seed_runs(self.path):
+            if any((run / "last.pt").exists() for run in seed_runs(self.path)):
                 raise RunError(f"{self.path} holds the runs of several seeds: pass --seeds as well")
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
         last = _read(self.last)

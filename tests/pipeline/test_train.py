@@ -175,6 +175,21 @@ def test_a_folder_that_is_not_empty_is_refused_with_both_remedies(
         train(tiny_data, tiny_cache, tiny_run, CONFIG)
 
 
+def test_a_run_that_another_process_made_meanwhile_is_not_written_over(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = module._Training.announce
+
+    def overtaken(self: Any) -> Any:
+        shutil.copytree(tiny_run, tmp_path / "run")
+        return announce(self)
+
+    monkeypatch.setattr(module._Training, "announce", overtaken)
+    with pytest.raises(OutputExists, match="--resume"):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == (tiny_run / "last.pt").read_bytes()
+
+
 def test_resuming_where_there_is_nothing_says_so(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="start one without --resume"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True)
