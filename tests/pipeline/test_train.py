@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,18 @@ def test_a_run_that_another_process_made_meanwhile_is_not_written_over(
     with pytest.raises(OutputExists, match="--resume"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert (tmp_path / "run" / "last.pt").read_bytes() == (tiny_run / "last.pt").read_bytes()
+
+
+@pytest.mark.parametrize("program", [b"\x80\x02h\x05.", b"\x80\x02s."], ids=["no such entry", "empty stack"])
+def test_a_checkpoint_with_flipped_bits_is_one_line(program: bytes, tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    with zipfile.ZipFile(run / "last.pt") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(run / "last.pt", "w") as archive:
+        for name, part in content.items():
+            archive.writestr(name, program if name.endswith("data.pkl") else part)
+    with pytest.raises(RunError, match=r"last\.pt is damaged"):
+        saved_config(run)
 
 
 def test_resuming_where_there_is_nothing_says_so(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
