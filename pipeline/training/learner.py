@@ -75,7 +75,8 @@ class Learner:
         self.model, self._config, self._device = model, config, device
         self.precision = resolve_precision(config.precision, device)
         self._average = MovingAverage(model, config.ema_decay)
-        self._optimizer = make_optimizer(model, config, device)
+        self._fused = is_fused(config.optimizer, device, self.precision)
+        self._optimizer = make_optimizer(model, config, fused=self._fused)
         self._scaler = loss_scaler(self.precision, device)
         self._hard_options = {
             "class_weights_C": class_weights_C, "logit_offsets_C": logit_offsets_C,
@@ -138,7 +139,7 @@ class Learner:
         if scaler := state.get("scaler"):  # empty of a run that began on a device of another precision
             self._scaler.load_state_dict(scaler)
         for group in self._optimizer.param_groups:
-            group["fused"] = is_fused(self._device)  # the saved flag is that of the machine it ran on
+            group["fused"] = self._fused  # the saved flag is that of the machine it ran on
 
     def is_finite(self) -> bool:
         """Whether every weight and every statistic of a norm is a number; other buffers may hold infinities."""

@@ -130,6 +130,16 @@ def test_only_fp16_scales_its_loss() -> None:
     assert scales["fp16"]["scale"] > 1
 
 
+def test_a_first_step_that_the_loss_scaler_skips_leaves_no_trace() -> None:
+    """Torch's fused SGD would go on with whatever stood in the memory of its momentum."""
+    settings = {"precision": "fp16", "optimizer": "sgd"}
+    one, (inputs, teacher, labels) = learner(**settings), batch()
+    one._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    one.step(inputs, teacher, labels, 0, 10)
+    assert torch.equal(weights_of(one), start())
+    assert not [state for state in one._optimizer.state.values() if state.get("momentum_buffer") is not None]
+
+
 def test_an_image_without_a_label_learns_from_the_teacher_alone() -> None:
     unlabelled = torch.full_like(batch()[2], UNLABELLED)
     one, (step,) = stepped(labels=unlabelled, alpha=0.5)
