@@ -206,7 +206,10 @@ def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoa
     if workers:
         options |= {"multiprocessing_context": "spawn", "persistent_workers": True, "prefetch_factor": 2}
     with _starting_workers():
-        return DataLoader(dataset, num_workers=workers, worker_init_fn=_start_worker, **options)
+        # Starting a pass draws a number, with kept workers the first pass alone: from this generator, so that dropout
+        # after a resume, or with other workers, is as it was.
+        generator = torch.Generator()
+        return DataLoader(dataset, num_workers=workers, worker_init_fn=_start_worker, generator=generator, **options)
 
 
 def _start_worker(worker_id: int) -> None:

@@ -136,7 +136,10 @@ class TeacherAnswers:
 
 
 def parts_of(images: SampleSet, learned: frozenset[bytes] | None) -> dict[str, tuple[list[Sample], str]]:
-    """Split -> (its samples, where they are from). What a run held out of train validates where there is no val."""
+    """Split -> (its samples, where they are from). Where there is no val it is what a run did not learn of train.
+
+    That is what it held out; of a run of hard labels alone also the images whose labels it was to leave out.
+    """
     parts = {split: (images.of_split(split), "") for split in images.splits}
     if learned is None or "val" in parts or "train" not in parts:
         return parts
@@ -145,5 +148,6 @@ def parts_of(images: SampleSet, learned: frozenset[bytes] | None) -> dict[str, t
     if not 0 < len(held_out) < len(train):
         return parts
     parts["train"] = [sample for sample in train if sample.key in learned], "the images of train that it learned from"
-    parts["val"] = held_out, "the images of train that it did not learn from: its training validated on them"
+    source = "the images of train that it did not learn from: its training validated on them or some of them"
+    parts["val"] = held_out, source
     return {split: parts[split] for split in SPLITS if split in parts}

@@ -101,7 +101,7 @@ class RunFolder:
     def load_last(self) -> dict[str, Any]:
         """The checkpoint to go on from; RunError where there is none."""
         if not self.last.is_file():
-            if seed_runs(self.path):
+            if any((run / "last.pt").exists() for run in seed_runs(self.path)):
                 raise RunError(f"{self.path} holds the runs of several seeds: pass --seeds as well")
             raise RunError(f"{self.path} holds no interrupted run: start one without --resume")
         last = _read(self.last)
@@ -172,7 +172,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise RunError(f"{path} is damaged ({first_line(error)}); train this run anew") from error
     if not isinstance(content, dict) or content.get("format") not in (_BEST_FORMAT, CHECKPOINT_FORMAT):
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")

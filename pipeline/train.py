@@ -41,7 +41,7 @@ from pipeline.students.budget import check_budget, n_parameters
 from pipeline.students.prepare import prepare_student
 from pipeline.torchscript import StudentCard
 from pipeline.training.banner import banner
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import TrainConfig, other_settings
 from pipeline.training.held_out import check_left, split_off_validation
 from pipeline.training.labels import class_weights, logit_offsets
 from pipeline.training.learner import Learner, Step, Tally
@@ -90,9 +90,8 @@ def train(
     """
     check_output_folder(out)
     run = RunFolder(out)
-    if run.exists() and not resume:
-        go_on = "go on with it by --resume, or " if run.last.exists() else ""
-        raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
+    if not resume:
+        _check_new(run)
     with contextlib.ExitStack() as stack:
         previous = None
         if resume:
@@ -110,9 +109,16 @@ def train(
             if config.teacher and not anyway:
                 check_teacher(worth, reader, cache, data)
             stack.enter_context(run.held())
+            _check_new(run)  # another process may have begun and ended one meanwhile
         else:
             training.restore(previous)
         return training.run_epochs(report)
+
+
+def _check_new(run: RunFolder) -> None:
+    if run.exists():
+        go_on = "go on with it by --resume, or " if run.last.exists() else ""
+        raise OutputExists(f"{run.path} is not empty: {go_on}choose another -o")
 
 
 class _Training:
@@ -184,12 +190,7 @@ class _Training:
 
     def restore(self, previous: dict[str, Any]) -> None:
         """Take up a checkpoint; RunError lists every setting or input that is not the run's own."""
-        saved = asdict(TrainConfig()) | previous["config"]  # a run of an older version has no newer settings
-        differing = [
-            f"{name}: the run has {saved[name]!r}, this call {value!r}"
-            for name, value in asdict(self._config).items()
-            if saved[name] != value
-        ]
+        differing = other_settings(previous["config"], self._config)
         differing += [
             f"{what} since: restore it, or start a new run with another -o" for name, what in _CHANGED.items()
             if previous["ids"].get(name, self._ids[name]) != self._ids[name]
@@ -255,6 +256,11 @@ class _Training:
             self._check_interrupt()
         trained_s = time.perf_counter() - started
         found = self._validate(self._learner.average, self._check_interrupt)
+        if not (math.isfinite(found.loss_nats) and self._learner.is_finite()):
+            raise RunError(
+                f"the weights are infinite or undefined after step {(epoch + 1) * n_batches:,} of {total_steps:,}, "
+                f"whose loss was finite; {self._run.last} holds the state after epoch {epoch}. {self._likely_cause()}"
+            )
         scores, last_step = found.metrics, (epoch + 1) * n_batches - 1
         config = self._config
         return {
@@ -285,8 +291,6 @@ class _Training:
         config = self._config
         if self._learner.precision == "fp16":
             return "The usual cause is the range of fp16: take --precision bf16 or fp32"
-        if not self._learner.has_finite_weights():
-            return "The weights are no numbers any more: is a file of --init damaged?"
         return (
             f"The usual cause is a learning rate that is too high (now {config.lr_peak:g}): lower --lr, "
             f"or pass --clip-norm 1 (now {config.clip_norm:g})"

@@ -35,11 +35,13 @@ def hard_loss(
     tau * log(class share) it is the logit-adjusted loss of Menon et al. 2021, eq. 10.
     """
     logits_BC = student_BC if logit_offsets_C is None else student_BC + logit_offsets_C
-    total = F.cross_entropy(
-        logits_BC, labels_B, weight=class_weights_C, ignore_index=UNLABELLED, reduction="sum",
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
-    return total / (labels_B != UNLABELLED).sum().clamp(min=1)
+    # cross_entropy's own weights would weigh each class's part of a smoothed label: a rare class would be all of it.
+    loss_B = F.cross_entropy(
+        logits_BC, labels_B, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
+    )
+    if class_weights_C is not None:
+        loss_B = loss_B * class_weights_C[labels_B.clamp(min=0)]
+    return loss_B.sum() / (labels_B != UNLABELLED).sum().clamp(min=1)
 
 
 def soft_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float, form: str = "kl") -> Tensor:

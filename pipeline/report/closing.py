@@ -70,7 +70,7 @@ def close(run: FinishedRun, check_interrupt: Callable[[], None], *, report: bool
         name=run.folder.path.absolute().name, rows=run.rows, settings=settings, classes=run.card.classes,
         verdicts=found, ids={name: value for name, value in run.ids.items() if value}, teacher=run.card.teacher,
         n_parameters=run.n_parameters, exported_bytes=run.artefact_bytes,
-        teacher_parameters=teacher_parameters(val.reader), answers=answers,
+        teacher_parameters=None if teacher is None else teacher.n_parameters, answers=answers,
     )  # fmt: skip
     write_report(run.folder.path / REPORT_NAME, content)
     return found

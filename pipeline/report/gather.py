@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from cache import CacheError, CacheReader
+from cache.errors import CacheMismatch
 from data.loaders import read_sample
 from data.options import ScanOptions
 from data.samples import Sample, scan_folder
@@ -68,7 +69,7 @@ def gather(
         answering = Answering(student, images, cache, workers, scan)
         answers = answering.answers(split)
         numbers = _student_numbers(student, answers, answering)
-        teacher = _teacher_numbers(student, answering, cache, settings)
+        teacher = _teacher_numbers(student, answering, str(data), cache, settings)
         if with_images:
             pictures = take_pictures(answers, answering.samples(split), card.geometry)
     return ReportContent(
@@ -77,10 +78,11 @@ def gather(
         settings={name: value for name, value in settings.items() if name != "cache"},
         classes=card.classes,
         verdicts=verdicts(rows, settings, teacher, numbers),
-        ids={name: value for name, value in ids.items() if isinstance(value, str)},
+        ids={name: value for name, value in ids.items() if isinstance(value, str) and value},
         teacher=card.teacher,
         n_parameters=_n_parameters(student),
         exported_bytes=len(torchscript.to_bytes(student.module, card)),
+        teacher_parameters=None if teacher is None else teacher.n_parameters,
         answers=answers,
         pictures=pictures,
     )
@@ -153,7 +155,7 @@ def _student_numbers(student: Student, answers: Answers, answering: Answering) -
 
 
 def _teacher_numbers(
-    student: Student, answering: Answering, cache: Path | None, settings: dict[str, Any]
+    student: Student, answering: Answering, data: str, cache: Path | None, settings: dict[str, Any]
 ) -> TeacherNumbers | None:
     """None, with a notice where there should be some, for hard labels alone and where the cache is elsewhere."""
     assert student.run is not None
@@ -162,8 +164,10 @@ def _teacher_numbers(
         return None
     try:
         reader = CacheReader(path, memory_map=False)
+        if cache is None and reader.recipe_id != student.recipe_id:
+            raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
         groups = {split: answering.samples(split) for split in ("train", "val")}
-        targets = join(reader, groups, str(path), clean=["val"])
+        targets = join(reader, groups, data, clean=["val"])
         report = teacher_report(targets["val"], "val", targets["train"])
         return teacher_numbers(report, targets["val"], targets["train"], settings, teacher_parameters(reader))
     except CacheError as error:

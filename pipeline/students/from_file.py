@@ -61,7 +61,7 @@ def _execute(source: StudentSource, path: Path, content: bytes, name: str) -> Mo
     sys.modules[name] = module
     # Compiled here, not by an import: the digest is of these very bytes, and no old .pyc is taken.
     with user_errors(source, "the import of its file"):
-        exec(compile(content, str(path), "exec"), module.__dict__)
+        exec(compile(content, str(path), "exec", dont_inherit=True), module.__dict__)  # its annotations are no strings
     return module
 
 

@@ -6,6 +6,7 @@ Never reads files or flags (`pipeline.training.config_file` and the command do).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,15 @@ class TrainConfig:
             )
         if self.fresh_views and self.n_views:
             raise SettingError("fresh_views takes no cached view, n_views says how many: set one of them")
+
+
+def other_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """The settings of a run, as `config.json` has them, that `config` has otherwise, for people."""
+    run = dataclasses.asdict(TrainConfig()) | dict(saved)  # a run of an older version has no newer settings
+    return [
+        f"{name}: the run has {run[name]!r}, this call {value!r}"
+        for name, value in dataclasses.asdict(config).items() if run[name] != value
+    ]  # fmt: skip
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

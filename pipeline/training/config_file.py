@@ -15,6 +15,8 @@ from pipeline.errors import OutputExists, SettingError, did_you_mean
 from pipeline.outputs import check_output_file
 from pipeline.training.config import TrainConfig
 
+_FLOATS = {field.name for field in fields(TrainConfig) if str(field.type).startswith("float")}
+
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The settings of a file by their names in TrainConfig; SettingError lists all that it does not know."""
@@ -33,7 +35,15 @@ def read_config(path: str | Path) -> dict[str, Any]:
     unknown = [f"unknown key '{key}'{did_you_mean(str(key), known)}" for key in found if key not in known]
     if unknown:
         raise SettingError(f"{path}: {'; '.join(unknown)}")
-    return found
+    return {key: _number(value) if key in _FLOATS else value for key, value in found.items()}
+
+
+def _number(value: Any) -> Any:
+    """`1e-3` is text in YAML 1.1, which wants a point; anything that is no number stays as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def write_config(path: str | Path, config: TrainConfig) -> None:

@@ -75,7 +75,8 @@ class Learner:
         self.model, self._config, self._device = model, config, device
         self.precision = resolve_precision(config.precision, device)
         self._average = MovingAverage(model, config.ema_decay)
-        self._optimizer = make_optimizer(model, config, device)
+        self._fused = is_fused(config.optimizer, device, self.precision)
+        self._optimizer = make_optimizer(model, config, fused=self._fused)
         self._scaler = loss_scaler(self.precision, device)
         self._hard_options = {
             "class_weights_C": class_weights_C, "logit_offsets_C": logit_offsets_C,
@@ -135,13 +136,18 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state.get("scaler", {}))
+        if scaler := state.get("scaler"):  # empty of a run that began on a device of another precision
+            self._scaler.load_state_dict(scaler)
         for group in self._optimizer.param_groups:
-            group["fused"] = is_fused(self._device)  # the saved flag is that of the machine it ran on
+            group["fused"] = self._fused  # the saved flag is that of the machine it ran on
 
-    def has_finite_weights(self) -> bool:
-        """Whether every weight is a number."""
-        return all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters())
+    def is_finite(self) -> bool:
+        """Whether every weight and every statistic of a norm is a number; other buffers may hold infinities."""
+        statistics = (
+            buffer for name, buffer in self.model.named_buffers()
+            if name.rpartition(".")[2] in ("running_mean", "running_var")
+        )  # fmt: skip
+        return all(bool(torch.isfinite(numbers).all()) for numbers in (*self.model.parameters(), *statistics))
 
 
 def _tally(parts: LossParts, student_BC: Tensor, teacher_BC: Tensor | None, labels_B: Tensor) -> Step:

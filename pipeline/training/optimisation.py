@@ -27,22 +27,25 @@ def temperature_at(step: int, total_steps: int, start: float, end: float) -> flo
     return start + (end - start) * step / max(1, total_steps - 1)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: str) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum. Biases and the weights of norms (one-dimensional) do not decay."""
     decaying = [weights for weights in model.parameters() if weights.ndim > 1]
     others = [weights for weights in model.parameters() if weights.ndim <= 1]
     groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    fused = is_fused(device)
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0
         return torch.optim.SGD(groups, lr=config.lr_peak, momentum=config.momentum, nesterov=nesterov, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr_peak, fused=fused)
 
 
-def is_fused(device: str) -> bool:
-    """Whether optimizers have a fused step there: 2-3 % of a training step on a CPU; MPS had none."""
-    return device != "mps"
+def is_fused(optimizer: str, device: str, precision: str) -> bool:
+    """Whether an optimizer's step is to be a fused one: 2-3 % of a training step on a CPU; MPS had none.
+
+    SGD's leaves momentum uninitialised where the loss scaler of fp16 skips the first step (seen with torch 2.15), as it
+    often does.
+    """
+    return device != "mps" and not (optimizer == "sgd" and precision == "fp16")
 
 
 class MovingAverage:

@@ -18,7 +18,7 @@ from cache import durable
 from pipeline.errors import OutputExists, RunError
 from pipeline.outputs import check_output_folder
 from pipeline.runs import RunFolder, is_finished, seed_runs
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import TrainConfig, other_settings
 
 log = logging.getLogger(__name__)
 
@@ -60,20 +60,41 @@ def train_seeds(
     """
     out = Path(out)
     check_output_folder(out)
-    if not resume and out.exists() and any(out.iterdir()):
-        go_on = "go on with it by --resume, or " if seed_runs(out) else ""
-        raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
-    if resume and RunFolder(out).last.exists():
-        raise RunError(f"{out} is a single run: go on with it without --seeds")
-    rows = []
-    for number in range(n_seeds):
-        one = replace(config, seed=config.seed + number)
-        folder = RunFolder(out / f"seed-{one.seed}")
+    seeds = [replace(config, seed=config.seed + number) for number in range(n_seeds)]
+    folder_of = {one.seed: RunFolder(out / f"seed-{one.seed}") for one in seeds}
+    _check_begun(out, resume)
+    for one in seeds:
+        _check_settings(folder_of[one.seed], one)
+    rows, seal = [], ""
+    for number, one in enumerate(seeds):
+        folder = folder_of[one.seed]
         if not (folder.last.exists() and is_finished(folder.load_last())):
             log.info("seed     %d (%d of %d) in %s", one.seed, number + 1, n_seeds, shlex.quote(str(folder.path)))
             run(folder.path, one, resume and folder.last.exists())
         last = folder.load_last()
+        seal = seal or last["ids"]["seal"]
+        if last["ids"]["seal"] != seal:
+            raise RunError(f"{folder.path} learned from another cache than the seeds before it: choose another -o")
         rows.append({"seed": one.seed, **last["metrics"][last["best"]["epoch"] - 1]})
     result = SeedsResult(out, tuple(rows))
     durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     return result
+
+
+def _check_begun(out: Path, resume: bool) -> None:
+    """OutputExists where something is there and is not to be gone on with; RunError where it is a single run."""
+    if resume:
+        if RunFolder(out).last.exists():
+            raise RunError(f"{out} is a single run: go on with it without --seeds")
+        return
+    # A start that was killed before its first state left nothing.
+    blank = {folder for folder in seed_runs(out) if not RunFolder(folder).exists()}
+    if out.exists() and any(path not in blank for path in out.iterdir()):
+        go_on = "go on with it by --resume, or " if seed_runs(out) else ""
+        raise OutputExists(f"{out} is not empty: {go_on}choose another -o")
+
+
+def _check_settings(folder: RunFolder, one: TrainConfig) -> None:
+    """RunError where a seed is there with other settings: no mean over it and others would say anything."""
+    if folder.last.exists() and (differing := other_settings(folder.load_last()["config"], one)):
+        raise RunError(f"{folder.path} was trained with other settings:\n  " + "\n  ".join(differing))

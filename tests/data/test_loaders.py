@@ -125,7 +125,7 @@ def test_stage_two_keeps_batches_targets_and_workers_over_passes(samples: list[S
     good = [sample for sample in samples if sample != samples[3]]
     batches, before = batches_of(good), worker_ids()
     load = StudentLoader(SIZE_PX, "warp", workers)
-    started = []
+    started, random_numbers = [], torch.get_rng_state()
     for this_pass in (batches, batches[::-1], [[batches[0][1]]]):
         found = list(load(this_pass))
         assert len(found) == len(this_pass)
@@ -136,6 +136,8 @@ def test_stage_two_keeps_batches_targets_and_workers_over_passes(samples: list[S
         started.append(worker_ids() - before)
     assert len(started[0]) == workers
     assert started == [started[0]] * 3
+    # Kept workers would draw in their first pass alone: dropout after a resume would be another.
+    assert torch.equal(torch.get_rng_state(), random_numbers)
 
     # A file that changed ends a pass with one line, and the loader stays usable.
     reasons = []

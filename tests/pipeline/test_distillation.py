@@ -197,6 +197,20 @@ def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
     assert hard_loss(logits(STUDENT), labels(*LABELS), label_smoothing=0.1).item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_smoothed_label_weighs_what_its_class_weighs() -> None:
+    weights = logits([[1e6, 1.0, 3.0]])[0]
+    one, other = (
+        hard_loss(logits([row]), labels(label), label_smoothing=0.1).item()
+        for row, label in zip(STUDENT, LABELS, strict=True)
+    )
+    found = hard_loss(logits(STUDENT), labels(*LABELS), class_weights_C=weights, label_smoothing=0.1)
+    assert found.item() == pytest.approx((1 * one + 3 * other) / 2, rel=1e-12)
+    with_another = hard_loss(
+        logits([*STUDENT, STUDENT[0]]), labels(*LABELS, UNLABELLED), class_weights_C=weights, label_smoothing=0.1
+    )
+    assert with_another.item() == pytest.approx(found.item(), rel=1e-12)
+
+
 def test_logit_offsets_are_added_in_the_hard_loss_alone() -> None:
     offsets = logits([[math.log(0.7), math.log(0.2), math.log(0.1)]])[0]
     found = distillation_loss(

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,33 @@ def test_a_folder_that_is_not_empty_is_refused_with_both_remedies(
         train(tiny_data, tiny_cache, tiny_run, CONFIG)
 
 
+def test_a_run_that_another_process_made_meanwhile_is_not_written_over(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = module._Training.announce
+
+    def overtaken(self: Any) -> Any:
+        shutil.copytree(tiny_run, tmp_path / "run")
+        return announce(self)
+
+    monkeypatch.setattr(module._Training, "announce", overtaken)
+    with pytest.raises(OutputExists, match="--resume"):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == (tiny_run / "last.pt").read_bytes()
+
+
+@pytest.mark.parametrize("program", [b"\x80\x02h\x05.", b"\x80\x02s."], ids=["no such entry", "empty stack"])
+def test_a_checkpoint_with_flipped_bits_is_one_line(program: bytes, tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    with zipfile.ZipFile(run / "last.pt") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(run / "last.pt", "w") as archive:
+        for name, part in content.items():
+            archive.writestr(name, program if name.endswith("data.pkl") else part)
+    with pytest.raises(RunError, match=r"last\.pt is damaged"):
+        saved_config(run)
+
+
 def test_resuming_where_there_is_nothing_says_so(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="start one without --resume"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True)
@@ -250,6 +278,27 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     with pytest.raises(RunError, match="lower --lr"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "conv1.1.running_var"])
+def test_weights_that_the_last_step_of_an_epoch_broke_are_never_saved(
+    name: str, tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss was finite; there is no later one that would tell."""
+    step = learner.Learner.step
+
+    def breaking(self: Any, inputs: Any, teacher: Any, labels: Any, number: int, total: int) -> Any:
+        found = step(self, inputs, teacher, labels, number, total)
+        if number == total - 1:
+            self.model.state_dict()[name].fill_(float("inf"))
+        return found
+
+    monkeypatch.setattr(learner.Learner, "step", breaking)
+    with pytest.raises(RunError, match=r"undefined after step 8 of 8.*holds the state after epoch 1\. .*lower --lr"):
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+    last = RunFolder(tmp_path / "run").load_last()
+    assert (last["epoch"], len(metrics(tmp_path / "run"))) == (1, 1)
+    assert all(bool(values.isfinite().all()) for values in last["model"].values())
 
 
 def test_the_best_epoch_is_the_one_of_the_highest_macro_f1(tiny_run: Path) -> None:

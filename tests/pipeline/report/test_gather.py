@@ -16,6 +16,7 @@ from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.export import export
 from pipeline.report.content import ReportContent, shown_samples
 from pipeline.report.gather import PICTURE_PX, gather
+from pipeline.report.page import render_report
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -52,6 +53,10 @@ def test_a_gathered_run_knows_its_size_settings_and_ids(gathered: ReportContent,
     assert {verdict.slug for verdict in gathered.verdicts} >= {"validation-set-too-small"}
 
 
+def test_the_page_of_a_training_is_that_of_the_command(gathered: ReportContent, tiny_run: Path) -> None:
+    assert render_report(gathered) == (tiny_run / "report.html").read_text(encoding="utf-8")
+
+
 def test_without_images_there_are_curves_and_nothing_is_said_of_the_teacher(tiny_run: Path) -> None:
     content = gather(tiny_run)
     assert (content.answers, len(content.rows)) == (None, 2)
@@ -81,6 +86,17 @@ def test_a_cache_that_is_gone_leaves_out_the_teacher(
     assert "no verdicts on the teacher" in caplog.text
     with pytest.raises(CacheError, match=r"gone\.h5"):
         gather(run, tiny_data, cache=run / "gone.h5", workers=0)
+
+
+def test_verdicts_are_never_on_the_teacher_of_another_cache(
+    run: Path, tiny_data: Path, tiny_cache: Path, resealed: Callable[..., Path]
+) -> None:
+    assert any(one.slug.startswith("t") for one in gather(run, tiny_data, workers=0).verdicts)
+    other = resealed(tiny_cache, identity={"teacher": {"kind": "another"}})
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "cache": str(other)}))
+    content = gather(run, tiny_data, workers=0)
+    assert not [one.line for one in content.verdicts if one.slug.startswith("t")]
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,28 @@ def test_a_module_named_like_a_package_of_ours_is_said_to_be_hidden(own: Own, cl
 def test_a_file_that_is_not_there_is_told(tmp_path: Path, classes: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match=r"no such file: .*none\.py .*FILE\.py:FUNCTION"):
         prepare_student(f"{tmp_path / 'none.py'}:build", classes, 32)
+
+
+def test_annotations_of_a_users_file_are_what_they_say(own: Own, classes: tuple[str, ...]) -> None:
+    """TorchScript reads those of a class; as strings it would not know them."""
+    student = own("""
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            depth: torch.jit.Final[int]
+
+            def __init__(self, n_classes):
+                super().__init__()
+                self.depth, self.head = 2, nn.Linear(3, n_classes)
+
+            def forward(self, x):
+                x = x.mean((2, 3))
+                for _ in range(self.depth):
+                    x = x * 0.5
+                return self.head(x)
+
+        def build(n_classes):
+            return Net(n_classes)
+    """)
+    assert prepare_student(student, classes, 32).module(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

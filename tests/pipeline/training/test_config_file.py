@@ -28,6 +28,14 @@ def test_a_file_that_exists_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "run.yaml").read_text() == "epochs: 3\n"
 
 
+def test_a_number_may_be_written_as_everybody_does(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("lr_peak: 1e-3\ndropout: 2e-1\nepochs: 3\nstudent: 1e3\n")
+    assert read_config(tmp_path / "run.yaml") == {"lr_peak": 1e-3, "dropout": 0.2, "epochs": 3, "student": "1e3"}
+    (tmp_path / "run.yaml").write_text("lr_peak: fast\n")
+    with pytest.raises(SettingError, match="lr_peak must be a number, got 'fast'"):
+        TrainConfig(**read_config(tmp_path / "run.yaml"))
+
+
 def test_a_misspelt_key_fails_with_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("temprature: 3\nalfa: 0.1\n")
     with pytest.raises(SettingError) as caught:

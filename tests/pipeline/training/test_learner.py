@@ -130,6 +130,16 @@ def test_only_fp16_scales_its_loss() -> None:
     assert scales["fp16"]["scale"] > 1
 
 
+def test_a_first_step_that_the_loss_scaler_skips_leaves_no_trace() -> None:
+    """Torch's fused SGD would go on with whatever stood in the memory of its momentum."""
+    settings = {"precision": "fp16", "optimizer": "sgd"}
+    one, (inputs, teacher, labels) = learner(**settings), batch()
+    one._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    one.step(inputs, teacher, labels, 0, 10)
+    assert torch.equal(weights_of(one), start())
+    assert not [state for state in one._optimizer.state.values() if state.get("momentum_buffer") is not None]
+
+
 def test_an_image_without_a_label_learns_from_the_teacher_alone() -> None:
     unlabelled = torch.full_like(batch()[2], UNLABELLED)
     one, (step,) = stepped(labels=unlabelled, alpha=0.5)
@@ -144,7 +154,15 @@ def test_a_loss_that_is_no_number_moves_nothing() -> None:
     step = one.step(inputs * float("nan"), teacher, labels, 0, 10)
     assert step.loss != step.loss
     assert torch.equal(weights_of(one), start())
-    assert one.has_finite_weights()
+
+
+@pytest.mark.parametrize("name", ["3.weight", "1.running_var"])
+def test_weights_and_statistics_that_are_no_numbers_are_noticed(name: str) -> None:
+    one = learner()
+    one.model.register_buffer("mask", torch.tensor(-float("inf")))
+    assert one.is_finite()
+    one.model.state_dict()[name].view(-1)[0] = float("inf")
+    assert not one.is_finite()
 
 
 def test_a_learner_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
@@ -159,6 +177,16 @@ def test_a_learner_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
     assert torch.equal(weights_of(second), weights_of(straight))
     for name, weights in second.average.state_dict().items():
         assert torch.equal(weights, straight.average.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("began", "goes_on"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_learner_goes_on_in_the_precision_of_another_device(began: str, goes_on: str) -> None:
+    """`auto` is fp32 on a CPU, fp16 on an older GPU."""
+    first, _ = stepped(n_steps=2, precision=began)
+    second, (inputs, teacher, labels) = learner(precision=goes_on), batch()
+    second.restore(copy.deepcopy(first.state()))
+    assert torch.equal(weights_of(second), weights_of(first))
+    assert second.step(inputs, teacher, labels, 2, 10).loss > 0
 
 
 def test_the_means_of_an_epoch_weigh_each_image_alike() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from cache import durable
 from pipeline.errors import OutputExists, RunError
 from pipeline.runs import RunFolder
-from pipeline.train import train
+from pipeline.train import saved_config, train
 from pipeline.training.config import TrainConfig
 from pipeline.training.seeds import train_seeds
 
@@ -70,6 +74,41 @@ def test_the_command_prints_mean_and_spread_and_the_flags_are_asked_for_again(
     code, out, err = cli(*words, "--resume", "--seeds", 2)
     assert code == 0, err
     assert "2 seeds" in out
+
+
+def test_seeds_that_differ_in_more_than_their_seed_are_refused(
+    tiny_run: Path, run: Callable[[Path, TrainConfig, bool], object], tmp_path: Path
+) -> None:
+    """A finished seed is not trained again: its score would stand in a mean with those of other settings or caches."""
+    config = saved_config(tiny_run)
+    for seed in (0, 1):
+        path = shutil.copytree(tiny_run, tmp_path / "runs" / f"seed-{seed}") / "last.pt"
+        last = torch.load(path, weights_only=True)
+        last["config"]["seed"] = seed
+        last["ids"]["seal"] = f"of cache {seed}"
+        torch.save(last, path)
+    with pytest.raises(RunError, match=r"(?s)seed-0 was trained with other settings:.*alpha: the run has 0\.3"):
+        train_seeds(tmp_path / "runs", replace(config, alpha=0.5), 3, run, resume=True)
+    with pytest.raises(RunError, match="seed-1 learned from another cache than the seeds before it"):
+        train_seeds(tmp_path / "runs", config, 2, run, resume=True)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"seed-0", "seed-1"}
+
+
+def test_what_a_killed_start_left_is_no_run_to_go_on_with(
+    cli: Cli, tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "runs" / "seed-0"
+    first.mkdir(parents=True)
+    (first / "lock").touch()
+    (first / f"last.pt.1{durable.TEMP_SUFFIX}").touch()
+    code, _, err = cli("train", tiny_data, tiny_cache, "-o", tmp_path / "runs", "--seeds", 1, "--resume")
+    assert (code, "start one without --resume" in err) == (1, True)
+
+    def copied(folder: Path, config: TrainConfig, resume: bool) -> object:
+        assert (folder, resume) == (first, False)
+        return shutil.copytree(tiny_run, folder, dirs_exist_ok=True)
+
+    assert train_seeds(tmp_path / "runs", saved_config(tiny_run), 1, copied, resume=False).rows[0]["seed"] == 0
 
 
 def test_a_single_run_is_not_taken_for_several(
