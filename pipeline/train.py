@@ -86,7 +86,8 @@ def train(
     At its end the verdicts are logged, and `report` writes OUT/report.html. WeakTeacher stops a new run with a teacher
     that nobody should learn from, unless `anyway`.
     Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
-    On one machine, device and thread count a resumed run ends with the numbers of an undisturbed one.
+    On one machine's CPU and thread count a resumed run ends with the numbers of an undisturbed one; GPU kernels add up
+    in no fixed order.
     """
     check_output_folder(out)
     run = RunFolder(out)

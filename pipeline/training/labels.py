@@ -17,12 +17,14 @@ from data.errors import BadSamples
 from data.splits import stratified_subset
 from pipeline.errors import SettingError, did_you_mean
 from pipeline.losses.distillation import UNLABELLED
+from pipeline.process import derived_seed
 
 
 def keep_labels(keys: Sequence[bytes], labels_N: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
     """The labels of a random `fraction` of the samples with the class shares of the whole; the others UNLABELLED.
 
-    Depends on the samples' content and on `seed`, not on their order. At least one of each class is kept.
+    Depends on the samples' content and on `seed`, not on their order. At least one of each class is kept,
+    also of one that is too small for its share.
     """
     if fraction >= 1:
         return labels_N
@@ -30,7 +32,12 @@ def keep_labels(keys: Sequence[bytes], labels_N: NDArray[np.int64], fraction: fl
     try:
         kept = stratified_subset(label_of, fraction, seed)
     except BadSamples as error:
-        raise SettingError(f"label_fraction {fraction:g} cannot be drawn by class from {len(keys):,} images") from error
+        raise SettingError(
+            f"label_fraction {fraction:g} cannot be drawn by class from {len(keys):,} images: {error}"
+        ) from error
+    for label in sorted(set(label_of.values()) - {label_of[key] for key in kept}):
+        own = [key for key in label_of if label_of[key] == label]
+        kept.add(min(own, key=lambda key: derived_seed(seed, key.hex(), "label")))
     return np.where([key in kept for key in keys], labels_N, UNLABELLED)
 
 

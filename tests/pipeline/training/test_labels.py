@@ -24,6 +24,14 @@ def test_a_tenth_of_the_labels_has_the_class_shares_of_the_whole() -> None:
     assert ((kept == LABELS) | (kept == UNLABELLED)).all()
 
 
+def test_a_class_whose_share_is_less_than_one_image_keeps_one() -> None:
+    labels = np.array([0] * 60 + [1] * 37 + [2] * 3)
+    chosen = [keep_labels(KEYS, labels, 0.1, seed=seed) for seed in range(8)]
+    assert all(class_counts(kept, 3).tolist() == [6, 4, 1] for kept in chosen)
+    assert len({int(np.flatnonzero(kept == 2)[0]) for kept in chosen}) > 1
+    np.testing.assert_array_equal(keep_labels(KEYS[::-1], labels[::-1], 0.1, seed=0)[::-1], chosen[0])
+
+
 def test_all_labels_are_kept_as_they_are() -> None:
     assert keep_labels(KEYS, LABELS, 1.0, seed=0) is LABELS
 
