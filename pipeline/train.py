@@ -285,7 +285,7 @@ class _Training:
         config = self._config
         if self._learner.precision == "fp16":
             return "The usual cause is the range of fp16: take --precision bf16 or fp32"
-        if not self._learner.has_finite_weights():
+        if config.init != "none" and not self._learner.has_finite_weights():
             return "The weights are no numbers any more: is a file of --init damaged?"
         return (
             f"The usual cause is a learning rate that is too high (now {config.lr_peak:g}): lower --lr, "
