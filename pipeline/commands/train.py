@@ -64,7 +64,7 @@ def _settings(command: Any) -> Any:
                  "auto = fp32, on CUDA bf16 or fp16."),
         _setting("--budget-mb", "budget_mb", number, 25.0, "Largest exported file, 1e6 bytes."),
         _setting("--val-fraction", "val_fraction", number, 0.15, "Used where DATA has no val split."),
-        _setting("--seed", "seed", click.IntRange(0), 0, "Of weights, order, views."),
+        _setting("--seed", "seed", click.IntRange(0), 0, "Of weights, order, views, and what validates of train."),
     ]):  # fmt: skip
         command = option(command)
     return command

@@ -67,6 +67,12 @@ def _load(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to load it with weights_only=False, which would run a stranger's code.
+        raise SettingError(
+            f"{path} holds no weights that can be loaded safely: it is no file of torch.save, or holds more than "
+            "tensors and plain values; expected one of torch.save(model.state_dict(), FILE), or .safetensors"
+        ) from error
     except READING_ERRORS as error:
         raise SettingError(f"{path} holds no weights that can be loaded safely: {first_line(error)}") from error
 

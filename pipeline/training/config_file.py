@@ -5,6 +5,7 @@ Run: softlabel train DATA t.h5 -o RUN --write-config run.yaml
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pipeline.outputs import check_output_file
 from pipeline.training.config import TrainConfig
 
 _FLOATS = {field.name for field in fields(TrainConfig) if str(field.type).startswith("float")}
+_CALLED_OTHERWISE = {"lr": "lr_peak", "student_size": "student_size_px", "views": "n_views", "no_teacher": "teacher"}
+"""Flag -> setting, where the names differ."""
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -26,24 +29,32 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingError(f"--config {path}: {error.strerror}; {advice}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not YAML; {advice}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
+        raise SettingError(f"{path} is not YAML{where}; {advice}") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise SettingError(f"{path} holds no settings, expected lines such as `temperature: 4.0`; {advice}")
     known = [field.name for field in fields(TrainConfig)]
-    unknown = [f"unknown key '{key}'{did_you_mean(str(key), known)}" for key in found if key not in known]
+    unknown = [f"unknown key '{key}'{_meant(str(key), known)}" for key in found if key not in known]
     if unknown:
         raise SettingError(f"{path}: {'; '.join(unknown)}")
     return {key: _number(value) if key in _FLOATS else value for key, value in found.items()}
 
 
+def _meant(key: str, known: list[str]) -> str:
+    """A flag's name for a setting that is called otherwise here, or the nearest name."""
+    name = _CALLED_OTHERWISE.get(key.lstrip("-").replace("-", "_"))
+    return f"; did you mean '{name}'?" if name else did_you_mean(key, known)
+
+
 def _number(value: Any) -> Any:
-    """`1e-3` is text in YAML 1.1, which wants a point; anything that is no number stays as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    """YAML 1.1 takes 1e-3, without a dot, for text: such text is the number that it spells."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def write_config(path: str | Path, config: TrainConfig) -> None:

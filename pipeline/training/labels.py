@@ -71,7 +71,8 @@ def _read_weights(path: Path, classes: Sequence[str]) -> Mapping[str, float]:
         found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(
-            f"--class-weights {path}: {error.strerror}; expected none, auto, or a file of weights"
+            f"--class-weights {path}: {error.strerror}; expected none, auto (inverse to the class's share), or a file "
+            "of weights"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not YAML: {expected}") from error

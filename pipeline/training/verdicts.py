@@ -163,8 +163,9 @@ def _student_too_small(run: Run) -> str | None:
         known = f"; under {CAPACITY_GAP:g} is a known gap" if ratio < CAPACITY_GAP else ""
         size = f" (it has {ratio:.2g} of the teacher's parameters{known})"
     return (
-        f"the student is too small: it stands at {learnt:.3f} on its train views, where the teacher has {taught:.3f}, "
-        f"and agrees with it on {agrees:.3f}{size}; try a larger --student or --student-size"
+        f"the student is too small, or its run too short: it stands at {learnt:.3f} on its train views, where the "
+        f"teacher has {taught:.3f}, and agrees with it on {agrees:.3f}{size}; try more --epochs, then a larger "
+        "--student or --student-size"
     )
 
 

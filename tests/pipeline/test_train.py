@@ -319,6 +319,14 @@ def test_settings_out_of_range_say_what_they_got(name: str, value: float) -> Non
         TrainConfig(**{name: value})
 
 
+def test_a_run_from_random_weights_that_diverges_blames_the_learning_rate(
+    tiny_data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    wild = dataclasses.replace(CONFIG, epochs=20, teacher=False, optimizer="sgd", momentum=0.99, lr_peak=10.0)
+    with pytest.raises(RunError, match=r"the loss is \S+ in step .*\(now 10\): lower --lr"):
+        train(tiny_data, tiny_cache, tmp_path / "run", wild, workers=0, report=False)
+
+
 def test_a_run_stops_early_counts_as_finished_and_stays_stopped(
     tiny_data: Path, tiny_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -136,8 +136,9 @@ def test_a_file_that_could_run_code_or_holds_no_weights_is_refused(tmp_path: Pat
     (tmp_path / "text.pt").write_text("weights")
     (tmp_path / "text.safetensors").write_text("weights")
     for name, message in (("module.pt", "safely"), ("list.pt", "state dict"), ("text.pt", "safely")):
-        with pytest.raises(SettingError, match=message):
+        with pytest.raises(SettingError, match=message) as caught:
             started_from(tmp_path / name)
+        assert "weights_only" not in str(caught.value), "torch's advice would run a stranger's code"
     with pytest.raises(SettingError, match="safely"):
         started_from(tmp_path / "text.safetensors")
 

@@ -53,6 +53,28 @@ def test_a_file_that_holds_no_settings_says_where_to_get_one(text: str, said: st
         read_config(tmp_path / "run.yaml")
 
 
+def test_the_name_of_a_flag_leads_to_that_of_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("lr: 0.01\nstudent-size: 64\n--views: 4\n")
+    with pytest.raises(SettingError) as caught:
+        read_config(tmp_path / "run.yaml")
+    for flag, name in [("lr", "lr_peak"), ("student-size", "student_size_px"), ("--views", "n_views")]:
+        assert f"unknown key '{flag}'; did you mean '{name}'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1.0e-3", 1e-3), ("3", 3), ("1,5", "1,5")])
+def test_a_number_without_a_dot_is_a_number_though_yaml_takes_it_for_text(
+    text: str, value: object, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"lr_peak: {text}\nstudent: 1e-3\n")
+    assert read_config(tmp_path / "run.yaml") == {"lr_peak": value, "student": "1e-3"}
+
+
+def test_broken_yaml_says_in_which_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 3\nalpha: 0.3: 0.4\n")
+    with pytest.raises(SettingError, match=r"is not YAML \(line 2: "):
+        read_config(tmp_path / "run.yaml")
+
+
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="No such file"):
         read_config(tmp_path / "run.yaml")

@@ -96,7 +96,7 @@ def test_a_file_of_weights_that_does_not_fit_says_why(text: str, said: str, tmp_
 
 
 def test_a_word_that_is_no_file_names_the_choices() -> None:
-    with pytest.raises(SettingError, match="expected none, auto, or a file of weights"):
+    with pytest.raises(SettingError, match=r"expected none, auto \(inverse to .* share\), or a file of"):
         class_weights("automatic", LABELS, CLASSES)
 
 
