@@ -308,22 +308,11 @@ def test_the_best_epoch_is_the_one_of_the_highest_macro_f1(tiny_run: Path) -> No
     assert load_student(tiny_run, "cpu").card.student == "shufflenet_v2_x0_5"
 
 
-def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(SettingError, match="target must be view or mean, got 'median'"):
-        TrainConfig(target="median")
-
-
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("alpha", 1.1), ("epochs", 0), ("batch_size", 1)])
-def test_settings_out_of_range_say_what_they_got(name: str, value: float) -> None:
-    with pytest.raises(SettingError, match=rf"{name} must be in .*, got {value}"):
-        TrainConfig(**{name: value})
-
-
 def test_a_run_from_random_weights_that_diverges_blames_the_learning_rate(
     tiny_data: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     wild = dataclasses.replace(CONFIG, epochs=20, teacher=False, optimizer="sgd", momentum=0.99, lr_peak=10.0)
-    with pytest.raises(RunError, match=r"the loss is \S+ in step .*\(now 10\): lower --lr"):
+    with pytest.raises(RunError, match=r"the (loss|weights) .* step .*\(now 10\): lower --lr"):
         train(tiny_data, tiny_cache, tmp_path / "run", wild, workers=0, report=False)
 
 
