@@ -114,6 +114,7 @@ def _list_images(root: Path) -> list[tuple[Path, str, str]]:
         pairs = [(split, label) for split in folders for label in _subfolders(split)]
         files = [(path, _SPLIT_FOLDERS[split.name], label.name) for split, label in pairs for path in _images_in(label)]
     else:
+        _check_is_no_split(root)
         files = [(path, "", label.name) for label in folders for path in _images_in(label)]
     if not files:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
@@ -121,6 +122,14 @@ def _list_images(root: Path) -> list[tuple[Path, str, str]]:
             f"no images in {root}; expected DATA/<split>/<class>/* or DATA/<class>/* with files named {suffixes}"
         )
     return files
+
+
+def _check_is_no_split(root: Path) -> None:
+    """BadSamples for `images/test` beside `images/train`: taken for a data set it would be split once more."""
+    here = root.resolve()
+    beside = {folder.name for folder in _subfolders(here.parent)} if here.name in _SPLIT_FOLDERS else set()
+    if len(beside & set(_SPLIT_FOLDERS)) > 1:
+        raise BadSamples(f"{root} is one split of {here.parent}: name that folder as DATA; --split chooses a split")
 
 
 def _subfolders(folder: Path) -> list[Path]:

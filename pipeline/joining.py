@@ -50,9 +50,10 @@ def join(
     """
     groups = _without_bad(reader, groups, skip_bad_images)
     index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
+    is_known = any((index >= 0).any() for index in index_N.values())
     problems = [
         *_views(reader),
-        *(_classes(reader, groups, data) if classes is None else ()),
+        *(_classes(reader, groups, data, is_known) if classes is None else ()),
         *_images(reader, groups, index_N, data, clean),
     ]
     damage = _damage(reader) if verified else None
@@ -99,17 +100,17 @@ def _damage(reader: CacheReader) -> CacheDamaged | None:
     return None
 
 
-def _classes(reader: CacheReader, groups: Groups, data: str) -> Iterator[str]:
+def _classes(reader: CacheReader, groups: Groups, data: str, is_known: bool) -> Iterator[str]:
     if FOLDER_TASK not in reader.tasks:
         yield f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'"
         return
     classes = reader.tasks[FOLDER_TASK]
     unknown = {sample.labels[FOLDER_TASK] for samples in groups.values() for sample in samples} - set(classes)
     if unknown:
-        yield (
-            f"{reader.path} does not know the classes {_short(sorted(unknown))}; it was built for {_short(classes)}: "
-            + advice_other_classes(reader, data)
-        )
+        # A probe needs rows of these images; where there are none, that is said, and what to do then.
+        advice = f": {advice_other_classes(reader, data)}" if is_known else ""
+        built_for = f"it was built for {_short(classes)}"
+        yield f"{reader.path} does not know the classes {_short(sorted(unknown))}; {built_for}{advice}"
 
 
 def _short(names: Sequence[str]) -> str:

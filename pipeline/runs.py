@@ -112,6 +112,8 @@ class RunFolder:
     def load_best(self) -> Best:
         """The best student; RunError where no epoch has ended."""
         if not self.best.is_file():
+            if seeds := seed_runs(self.path):
+                raise RunError(f"{self.path} holds {len(seeds)} runs: name one of them, such as {seeds[0]}")
             started = (
                 f"no epoch of {self.path} has ended yet" if self.last.is_file() else f"{self.path} is not a run folder"
             )

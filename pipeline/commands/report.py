@@ -41,7 +41,8 @@ def report(
     if run_folder.is_dir() or out is not None:
         check_output_file(path)
     if path.exists():
-        raise OutputExists(f"{path} exists: choose another name by -o, or delete it")
+        other = "; `train` wrote it, and `report RUN DATA` writes another" if data is None and out is None else ""
+        raise OutputExists(f"{path} exists: choose another name by -o, or delete it{other}")
     content = gather(
         run_folder, data, split=split or "val", cache=cache_file, with_images=with_images, device=device,
         workers=workers, scan=scan,
@@ -49,4 +50,6 @@ def report(
     write_report(path, content)
     n_found = sum(1 for verdict in content.verdicts if verdict.slug)
     shown = f", {len(content.pictures)} images in it" if content.pictures else ""
-    click.echo(f"{path}: {n_found} verdicts, {path.stat().st_size / 1e3:.0f} kB{shown}")
+    words = f"{n_found} verdict{'' if n_found == 1 else 's'}"
+    more = " (name DATA for those that need the images)" if data is None else ""
+    click.echo(f"{path}: {words}{more}, {path.stat().st_size / 1e3:.0f} kB{shown}")

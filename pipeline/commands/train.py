@@ -73,7 +73,7 @@ def _settings(command: Any) -> Any:
 @click.command()
 @click.argument("data", type=FILE)
 @click.argument("cache_file", metavar="CACHE", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="The run folder to write.")
+@click.option("-o", "--out", type=FILE, help="The run folder to write.")
 @_settings
 @click.option(
     "--seeds", "n_seeds", type=click.IntRange(1, 1000), help="Train so many seeds, from --seed on, in RUN/seed-*."
@@ -87,25 +87,28 @@ def _settings(command: Any) -> Any:
 @data_options
 @click.pass_context
 def train(
-    context: click.Context, data: Path, cache_file: Path, out: Path, n_seeds: int | None, config_file: Path | None,
-    write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str, workers: int | None,
-    scan: ScanOptions, **flags: Any,
+    context: click.Context, data: Path, cache_file: Path, out: Path | None, n_seeds: int | None,
+    config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str,
+    workers: int | None, scan: ScanOptions, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
     Validates on the val split, or on a part of train; never on test.
     """
+    given = {n: v for n, v in flags.items() if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
+    if write_config is not None:
+        from pipeline.training.config_file import write_config as write_settings
+
+        write_settings(write_config, _resolve(given, config_file, None))
+        click.echo(f"{write_config}: {len(flags)} settings; train with them by --config {write_config}")
+        return
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--out'.")
     with goes_on_with(lambda: same_command("--resume") if _first_run(out) else same_command()):
         from pipeline.train import train as run_training
-        from pipeline.training.config_file import write_config as write_settings
         from pipeline.training.seeds import train_seeds
 
-        given = {n: v for n, v in flags.items() if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
         config = _resolve(given, config_file, _first_run(out) or out if resume else None)
-        if write_config is not None:
-            write_settings(write_config, config)
-            click.echo(f"{write_config}: {len(flags)} settings; train with them by --config {write_config}")
-            return
 
         def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
             return run_training(
@@ -116,7 +119,7 @@ def train(
         if n_seeds is not None:
             found = train_seeds(out, config, n_seeds, run, resume=resume)
             mean, spread = found.mean_and_spread("val_macro_f1")
-            click.echo(f"{out}: {n_seeds} seeds, val macro F1 {mean:.3f} +- {spread:.3f}")
+            click.echo(f"{out}: {len(found.rows)} seeds, val macro F1 {mean:.3f} +- {spread:.3f}")
             return
         result = run(out, config, resume)
     click.echo(f"{out}: best epoch {result.best_epoch}, val macro F1 {result.best_macro_f1:.3f}, {result.wall_s:.0f} s")

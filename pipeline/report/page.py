@@ -220,6 +220,8 @@ def _sample(
 
 def _setting(value: Any) -> str:
     """A setting as text; of a path its last part: where a file lay is nobody's business."""
+    if value is None:
+        return "the model's own"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, bool):

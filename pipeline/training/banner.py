@@ -36,11 +36,13 @@ def banner(
         gap = f"; below {CAPACITY_GAP} is a known gap: a teacher assistant may help (docs/methods.md)"
         yield f"capacity {ratio:.2g} of the teacher's parameters{gap if ratio < CAPACITY_GAP else ''}"
     labelled = f" ({lessons.n_labelled:,} with a label)" if lessons.n_labelled < len(lessons.samples) else ""
-    shown = "fresh views" if config.fresh_views else f"{lessons.mean_views:.3g} cached views each"
+    n_views = f"{lessons.mean_views:.3g}"
+    shown = "fresh views" if config.fresh_views else f"{n_views} cached view{'s' * (n_views != '1')} each"
     yield (
         f"images   {len(lessons.samples):,} train{labelled}, {n_val:,} val ({val_source}); {shown}, "
         f"{lessons.n_classes} classes"
     )
     counts = [f"{name} {count:,}" for name, count in lessons.class_counts().items()]
     yield printable("classes  " + ", ".join(counts[:_N_NAMED]) + (", ..." if len(counts) > _N_NAMED else ""))
-    yield f"runs on  {device}, {precision}, {torch.get_num_threads()} threads, {workers} loader processes"
+    threads = torch.get_num_threads()
+    yield f"runs on  {device}, {precision}, {threads} thread{'s' * (threads != 1)}, {workers} loader processes"

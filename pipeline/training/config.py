@@ -22,6 +22,8 @@ CHOICES = {
     "soft_loss": ("kl", "cross-entropy"),
 }
 """Setting -> the words that it takes, the default first."""
+FLAGS = {"lr_peak": "--lr", "n_views": "--views", "student_size_px": "--student-size"}
+"""Setting -> its flag, where that has another name."""
 _RANGES: dict[str, tuple[float, float]] = {
     "student_size_px": (8, 4096), "dropout": (0, 0.99), "epochs": (1, 1_000_000), "early_stopping": (0, 1_000_000),
     "n_views": (0, 65_535), "label_fraction": (1e-6, 1), "batch_size": (2, 1_000_000),
@@ -104,8 +106,11 @@ class TrainConfig:
             if given[field.name] is not None or field.default is not None:
                 _check_type(field.name, given[field.name], float if field.default is None else type(field.default))
         for name, (low, high) in _RANGES.items():
-            if given[name] is not None and not low <= given[name] <= high:
-                raise SettingError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
+            if (value := given[name]) is None or low <= value <= high:
+                continue
+            flag = f" ({FLAGS[name]})" if name in FLAGS else ""
+            meant = f"; did you mean {value / 100:g}?" if high <= 1 < value <= 100 else ""
+            raise SettingError(f"{name}{flag} must be in {low:g}..{high:g}, got {value}{meant}")
         for name, words in CHOICES.items():
             if (value := getattr(self, name)) not in words:
                 raise SettingError(f"{name} must be {' or '.join(words)}, got {value!r}{did_you_mean(value, words)}")
@@ -122,7 +127,7 @@ def other_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """The settings of a run, as `config.json` has them, that `config` has otherwise, for people."""
     run = dataclasses.asdict(TrainConfig()) | dict(saved)  # a run of an older version has no newer settings
     return [
-        f"{name}: the run has {run[name]!r}, this call {value!r}"
+        f"{name}{f' ({FLAGS[name]})' if name in FLAGS else ''}: the run has {run[name]!r}, this call {value!r}"
         for name, value in dataclasses.asdict(config).items() if run[name] != value
     ]  # fmt: skip
 

@@ -14,10 +14,10 @@ import yaml
 
 from pipeline.errors import OutputExists, SettingError, did_you_mean
 from pipeline.outputs import check_output_file
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import FLAGS, TrainConfig
 
 _FLOATS = {field.name for field in fields(TrainConfig) if str(field.type).startswith("float")}
-_CALLED_OTHERWISE = {"lr": "lr_peak", "student_size": "student_size_px", "views": "n_views", "no_teacher": "teacher"}
+_CALLED_OTHERWISE = {flag[2:].replace("-", "_"): name for name, flag in FLAGS.items()} | {"no_teacher": "teacher"}
 """Flag -> setting, where the names differ."""
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import shlex
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,29 +56,48 @@ def train_seeds(
 ) -> SeedsResult:  # fmt: skip
     """Run the seeds config.seed, +1, ... one after the other; with `resume` those that are finished stay as they are.
 
+    Mean and spread are over all finished seeds of the folder, those of earlier calls included.
+
     `run(folder, config, resume)` trains one. Raises OutputExists or RunError before the first.
     """
     out = Path(out)
     check_output_folder(out)
-    seeds = [replace(config, seed=config.seed + number) for number in range(n_seeds)]
-    folder_of = {one.seed: RunFolder(out / f"seed-{one.seed}") for one in seeds}
+    wanted = range(config.seed, config.seed + n_seeds)
     _check_begun(out, resume)
-    for one in seeds:
-        _check_settings(folder_of[one.seed], one)
-    rows, seal = [], ""
-    for number, one in enumerate(seeds):
-        folder = folder_of[one.seed]
-        if not (folder.last.exists() and is_finished(folder.load_last())):
-            log.info("seed     %d (%d of %d) in %s", one.seed, number + 1, n_seeds, shlex.quote(str(folder.path)))
-            run(folder.path, one, resume and folder.last.exists())
+    every = sorted({*wanted, *_finished_seeds(out)})
+    for seed in every:
+        _check_settings(RunFolder(out / f"seed-{seed}"), replace(config, seed=seed))
+    rows = list[dict[str, Any]]()
+    for number, seed in enumerate(wanted):
+        folder = RunFolder(out / f"seed-{seed}")
+        if not _is_finished(folder):
+            log.info("seed     %d (%d of %d) in %s", seed, number + 1, n_seeds, shlex.quote(str(folder.path)))
+            run(folder.path, replace(config, seed=seed), resume and folder.last.exists())
+        rows = list(_best_rows(out, [seed for seed in every if _is_finished(RunFolder(out / f"seed-{seed}"))]))
+    result = SeedsResult(out, tuple(rows))
+    durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    return result
+
+
+def _best_rows(out: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The row of each run's best epoch; RunError where they did not learn from one cache."""
+    seal = ""
+    for seed in seeds:
+        folder = RunFolder(out / f"seed-{seed}")
         last = folder.load_last()
         seal = seal or last["ids"]["seal"]
         if last["ids"]["seal"] != seal:
             raise RunError(f"{folder.path} learned from another cache than the seeds before it: choose another -o")
-        rows.append({"seed": one.seed, **last["metrics"][last["best"]["epoch"] - 1]})
-    result = SeedsResult(out, tuple(rows))
-    durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
-    return result
+        yield {"seed": seed, **last["metrics"][last["best"]["epoch"] - 1]}
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    return folder.last.exists() and is_finished(folder.load_last())
+
+
+def _finished_seeds(out: Path) -> list[int]:
+    """The seeds of earlier calls."""
+    return [int(path.name.removeprefix("seed-")) for path in seed_runs(out) if _is_finished(RunFolder(path))]
 
 
 def _check_begun(out: Path, resume: bool) -> None:

@@ -263,8 +263,8 @@ def _classes_never_answered(run: Run) -> str | None:
         return None
     images = sum(int(metrics.per_class[name]["support"] or 0) for name in missing)
     return (
-        f"{len(missing)} of {len(metrics.per_class)} classes are never answered ({', '.join(missing[:3])}"
-        f"{', ...' if len(missing) > 3 else ''}), which have {images:,} validation images; try --logit-adjustment 1, "
+        f"never answered: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, {len(missing)} of "
+        f"{len(metrics.per_class)} classes, with {images:,} validation images; try --logit-adjustment 1, "
         "--class-weights auto or --sampler balanced"
     )
 

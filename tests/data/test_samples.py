@@ -90,6 +90,20 @@ def test_an_unknown_folder_beside_the_splits_is_named(split_data: Path) -> None:
         scan_folder(split_data)
 
 
+def test_one_split_is_not_taken_for_a_whole_data_set_and_nothing_is_written(
+    split_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(split_data / "val")
+    for name in (split_data / "test", Path(".")):
+        with pytest.raises(BadSamples, match=f"is one split of {split_data}: name that folder as DATA"):
+            scan_folder(name)
+    assert not list(split_data.rglob("splits.csv"))
+
+
+def test_a_data_set_may_be_called_test_where_no_other_split_is_beside_it(flat_data: Path) -> None:
+    assert len(scan_folder(flat_data.rename(flat_data.with_name("test"))).samples) == 40
+
+
 def test_samples_are_sorted_by_split_and_key_and_nothing_else(split_data: Path) -> None:
     samples = scan_folder(split_data).samples
     assert [sample.split for sample in samples] == ["train"] * 6 + ["val"] * 4 + ["test"] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,3 +111,9 @@ def test_a_disk_that_refuses_the_last_byte_leaves_nothing_either(
     with file_limit(n_bytes - 1), pytest.raises(CacheDiskFull, match=f"{n_bytes:,} bytes"):
         export(tiny_run, tmp_path / "m.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_several_seeds_names_one_of_its_runs(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "runs" / "seed-3")
+    with pytest.raises(RunError, match=r"runs holds 1 runs: name one of them, such as .*/runs/seed-3"):
+        export(tmp_path / "runs", tmp_path / "student.pt")

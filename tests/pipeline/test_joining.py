@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shlex
 import shutil
@@ -97,15 +98,25 @@ def test_a_class_that_the_cache_does_not_know_is_named(tiny_cache: Path, data: P
         join(tiny_cache, data)
 
 
-def test_a_cache_of_other_classes_says_what_can_be_done_with_it_and_names_no_thousand_classes(
-    told: Callable[..., TeacherTargets], data: Path
-) -> None:
-    many = np.zeros((30, 30))
+def test_a_cache_of_other_classes_names_no_thousand_of_them(told: Callable[..., TeacherTargets], data: Path) -> None:
     with pytest.raises(CacheMismatch) as caught:
-        join(told(range(30), many, embedding=True).reader.path, data)
-    assert "class 19, and 10 more: its embeddings can learn them: `softlabel cache probe " in str(caught.value)
-    with pytest.raises(CacheMismatch, match="and 10 more: rename the folders, or choose another teacher"):
-        join(told(range(30), many, name="bare.h5").reader.path, data)
+        join(told(range(30), np.zeros((30, 30))).reader.path, data)
+    assert "class 19, and 10 more" in str(caught.value)
+    assert "class 20" not in str(caught.value)
+
+
+def test_a_cache_of_other_classes_says_what_can_be_done_with_it(
+    tiny_cache: Path, data: Path, resealed: Resealed
+) -> None:
+    other = [{"name": FOLDER_TASK, "classes": [f"class {number}" for number in range(5)]}]
+    with pytest.raises(CacheMismatch, match=r"class 4: its embeddings can learn them: `softlabel cache probe "):
+        join(resealed(tiny_cache, identity={"tasks": other}), data)
+
+    def without_embedding(table: Table) -> Table:
+        return dataclasses.replace(table, features={})
+
+    with pytest.raises(CacheMismatch, match="class 4: rename the folders, or choose another teacher"):
+        join(resealed(tiny_cache, without_embedding, identity={"tasks": other}, name="bare.h5"), data)
 
 
 def test_a_cache_of_another_task_is_named(tiny_data: Path, tiny_cache: Path, resealed: Resealed) -> None:
@@ -255,3 +266,14 @@ def test_the_command_in_an_error_can_be_pasted_into_a_shell(tiny_cache: Path, da
         join(cache, spaced)
     command = str(caught.value).split("`")[1]
     assert shlex.split(command) == ["softlabel", "cache", "build", str(spaced), "-o", str(cache)]
+
+
+def test_a_cache_of_other_classes_and_images_does_not_advise_what_cannot_help(tiny_cache: Path, data: Path) -> None:
+    for path in data.rglob("*.png"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    (data / "train" / "melanoma").rename(data / "train" / "freckle")
+    with pytest.raises(CacheMismatch) as caught:
+        join(tiny_cache, data)
+    assert "does not know the classes freckle; it was built for" in str(caught.value)
+    assert "knows none of the" in str(caught.value)
+    assert "cache probe" not in str(caught.value)

@@ -122,7 +122,7 @@ def test_a_damaged_run_is_said(name: str, content: str | None, said: str, run: P
 def test_the_command_writes_pages_that_say_what_they_are_of(cli: Cli, run: Path, tiny_data: Path) -> None:
     code, out, err = cli("report", run)
     assert code == 0, err
-    assert re.fullmatch(rf"{re.escape(str(run))}/report\.html: 0 verdicts, \d+ kB\n", out)
+    assert re.fullmatch(rf"{re.escape(str(run))}/report\.html: 0 verdicts \(name DATA .*\), \d+ kB\n", out)
     code, out, err = cli("report", run, tiny_data, "--split", "test", "--with-images", "--workers", 0)
     assert code == 0, err
     assert re.search(r"report-test-images\.html: \d verdicts, \d+ kB, 1\d images in it", out)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.commands.train import train
 from pipeline.errors import SettingError
-from pipeline.training.config import _RANGES, CHOICES, TrainConfig
+from pipeline.training.config import _RANGES, CHOICES, FLAGS, TrainConfig
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
@@ -34,8 +34,9 @@ def test_a_number_out_of_range_says_what_it_got(name: str) -> None:
     for value in map(kind, (low - 1, high + 1)):
         with pytest.raises(SettingError) as caught:
             TrainConfig(**{name: value})
-        assert str(caught.value).startswith(f"{name} must be in ")
-        assert str(caught.value).endswith(f", got {value}")
+        flag = f" ({FLAGS[name]})" if name in FLAGS else ""
+        assert str(caught.value).startswith(f"{name}{flag} must be in ")
+        assert f", got {value}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", sorted(CHOICES))
@@ -66,3 +67,14 @@ def test_fresh_views_need_hard_labels_alone() -> None:
     with pytest.raises(SettingError, match="set one of them"):
         TrainConfig(fresh_views=True, teacher=False, n_views=2)
     assert TrainConfig(fresh_views=True, teacher=False).fresh_views
+
+
+def test_a_percentage_is_asked_about() -> None:
+    with pytest.raises(SettingError, match=r"alpha must be in 0\.\.1, got 30; did you mean 0\.3\?"):
+        TrainConfig(alpha=30)
+
+
+def test_the_flags_that_have_other_names_are_those_of_the_command_line() -> None:
+    flags = {option.name: option.opts[0] for option in train.params if option.name in FIELDS}
+    other = {name: flag for name, flag in flags.items() if flag != f"--{name.replace('_', '-')}"}
+    assert other == FLAGS

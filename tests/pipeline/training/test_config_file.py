@@ -87,14 +87,15 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("epochs: 7\nalpha: 0.9\n")
-    words = ("train", tmp_path, tmp_path / "t.h5", "-o", tmp_path / "run", "--config", tmp_path / "run.yaml")
+    words = ("train", tmp_path, tmp_path / "t.h5", "--config", tmp_path / "run.yaml")
     code, out, err = cli(*words, "--alpha", "0.3", "--write-config", tmp_path / "all.yaml")
     assert (code, err) == (0, "")
     assert "train with them by --config" in out
     found = read_config(tmp_path / "all.yaml")
     assert (found["epochs"], found["alpha"]) == (7, 0.3), "a flag wins although it names the default"
     assert found == asdict(TrainConfig(epochs=7))
-    assert not (tmp_path / "run").exists()
+    code, _, err = cli(*words)
+    assert (code, "Missing option '-o' / '--out'" in err) == (2, True), "only a training needs it"
 
 
 def test_a_value_of_the_wrong_type_in_the_file_is_one_line(cli: Cli, tmp_path: Path) -> None:

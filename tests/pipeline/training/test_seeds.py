@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import statistics
@@ -57,6 +58,8 @@ def test_seeds_differ_and_their_mean_and_spread_are_written(
     assert result.mean_and_spread("val_loss") == (statistics.mean(losses), statistics.stdev(losses))
     written = json.loads((tmp_path / "runs" / "seeds.json").read_text())
     assert written["seeds"] == [3, 4, 5]
+    again = train_seeds(tmp_path / "runs", dataclasses.replace(CONFIG, seed=5), 1, run, resume=True)
+    assert [row["seed"] for row in again.rows] == [3, 4, 5], "the seeds of earlier calls count, too"
     assert written["best_epochs"]["val_loss"] == {"mean": statistics.mean(losses), "std": statistics.stdev(losses)}
 
 

@@ -192,7 +192,7 @@ def test_classes_that_are_never_answered_are_named() -> None:
     two = StudentNumbers(metrics=classification_metrics(np.eye(3)[np.minimum(labels, 1)], labels, CLASSES))
     lines = found(rows(), CONFIG, None, two)
     assert lines.keys() == {"some-classes-never-answered"}
-    assert "1 of 3 classes are never answered (class 2), which have 500 validation images" in lines.popitem()[1]
+    assert "never answered: class 2, 1 of 3 classes, with 500 validation images; try" in lines.popitem()[1]
     absent = classification_metrics(np.eye(3)[[0, 1] * 1_500], np.array([0, 1] * 1_500), CLASSES)
     assert found(rows(), CONFIG, None, StudentNumbers(metrics=absent)).keys() == {""}
 
