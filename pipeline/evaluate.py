@@ -123,14 +123,14 @@ def evaluate_any(
     return (evaluate_seeds if seed_runs(model) else evaluate)(model, data, config, **options)
 
 
-def check_arguments(model: str | Path, data: str | Path) -> None:
+def check_arguments(model: str | Path, data: str | Path, verb: str = "evaluate") -> None:
     """RunError or DataNotFound where MODEL or DATA is something else that has its place on the command line."""
     if _is_cache(model):
         raise RunError(f"{model} is a cache, no student: name a run folder or an exported file; the cache is --cache's")
     if _is_cache(data):
         raise DataNotFound(f"{data} is a cache, no folder of images: the order is MODEL DATA, the cache is --cache's")
     if Path(model).is_dir() and not _is_model(model) and _is_model(data):
-        raise RunError(f"{model} is no student, and {data} is one: the order is `softlabel evaluate MODEL DATA`")
+        raise RunError(f"{model} is no student, and {data} is one: the order is `softlabel {verb} MODEL DATA`")
 
 
 class _Measuring:

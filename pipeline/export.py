@@ -42,6 +42,8 @@ def export(run: str | Path, out: str | Path, *, budget_mb: float = 25.0) -> Expo
     check_output_file(out)
     if out.exists():
         raise OutputExists(f"{out} exists: choose another name, or delete it to export again")
+    if Path(run).is_file():
+        raise RunError(f"{run} is a file, no run folder: `softlabel train` makes one, under another name")
     if not Path(run).is_dir():
         raise RunError(f"no such run folder: {run}; `softlabel train DATA t.h5 -o {shlex.quote(str(run))}` makes one")
     student = load_student(run, "cpu")

@@ -13,6 +13,7 @@ import torch
 from scipy.special import softmax
 
 from data.decode import read_image
+from data.errors import BadImage
 from data.views import CLEAN_ROW, render
 from pipeline.inference import load_student
 from pipeline.process import resolve_device
@@ -33,6 +34,8 @@ class Prediction:
 
 def predict(model: str | Path, paths: Sequence[str | Path], *, device: str = "auto") -> list[Prediction]:
     """A Prediction for each image file, in order. Raises BadImage or RunError."""
+    if folders := [path for path in paths if Path(path).is_dir()]:
+        raise BadImage(f"{folders[0]} is a folder: name image files, such as {Path(folders[0]) / '*.jpg'}")
     student = load_student(model, resolve_device(device))
     predictions = []
     for start in range(0, len(paths), _BATCH_SIZE):

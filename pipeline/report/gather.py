@@ -24,6 +24,7 @@ from data.views import CLEAN_ROW, render
 from pipeline import torchscript
 from pipeline.answers import Answering
 from pipeline.errors import RunError, SettingError
+from pipeline.evaluate import check_arguments
 from pipeline.gate.report import teacher_report
 from pipeline.inference import Student, load_student
 from pipeline.joining import join
@@ -58,6 +59,8 @@ def gather(
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
     """
     check_run(run)
+    if data is not None:
+        check_arguments(run, data, "report")
     student = load_student(run, resolve_device(device))
     rows, settings = read_rows(Path(run)), read_settings(Path(run))
     assert student.run is not None

@@ -117,3 +117,8 @@ def test_a_folder_of_several_seeds_names_one_of_its_runs(tiny_run: Path, tmp_pat
     shutil.copytree(tiny_run, tmp_path / "runs" / "seed-3")
     with pytest.raises(RunError, match=r"runs holds 1 runs: name one of them, such as .*/runs/seed-3"):
         export(tmp_path / "runs", tmp_path / "student.pt")
+
+
+def test_a_file_is_no_run_folder_and_nobody_is_told_to_write_over_it(tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is a file, no run folder: `softlabel train` makes one, under another name"):
+        export(tiny_cache, tmp_path / "student.pt")

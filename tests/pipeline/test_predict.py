@@ -30,3 +30,8 @@ def test_a_file_that_is_no_image_is_named(tiny_run: Path, tmp_path: Path) -> Non
     (tmp_path / "x.jpg").write_text("hello")
     with pytest.raises(BadImage, match=r"x\.jpg: cannot be decoded \(not an image\)"):
         predict(tiny_run, [tmp_path / "x.jpg"])
+
+
+def test_a_folder_says_to_name_images(tiny_run: Path, tiny_data: Path) -> None:
+    with pytest.raises(BadImage, match=r"test is a folder: name image files, such as .*/test/\*\.jpg"):
+        predict(tiny_run, [tiny_data / "test"])

@@ -166,3 +166,8 @@ def test_a_users_mistake_is_one_error_line_and_leaves_nothing(
     assert said in err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_swapped_arguments_are_told_their_order(cli: Cli, run: Path, tiny_data: Path) -> None:
+    code, _, err = cli("report", tiny_data, run)
+    assert (code, "the order is `softlabel report MODEL DATA`" in err) == (1, True), err
