@@ -218,7 +218,7 @@ def _read(path: Path, memory_map: bool) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path} is damaged ({first_line(error)}); fit this teacher anew") from error
-    if isinstance(content, dict) and "weights" not in content:  # a training has files of the same names
+    if isinstance(content, dict) and "weights" not in content and "model" in content:  # a training has the same files
         raise RunError(f"{path} is no fit's: expected one that `softlabel teacher fit` wrote, not `train`")
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
