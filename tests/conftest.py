@@ -19,6 +19,11 @@ from reliability.tiny import write_teacher
 TINY_TRAIN = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The documentation first: its one long test would else be alone at the end, while the other process idles."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

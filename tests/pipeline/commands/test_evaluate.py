@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +69,11 @@ def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
     assert shared == {name: getattr(EvaluateConfig(), name) for name in shared}
 
 
-def test_an_unsplit_folder_is_measured_and_not_written_to(cli: Cli, tiny_run: Path, tiny_data: Path) -> None:
-    code, out, err = cli("evaluate", tiny_run, tiny_data / "train")
+def test_an_unsplit_folder_is_measured_and_not_written_to(
+    cli: Cli, tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    unsplit = shutil.copytree(tiny_data / "train", tmp_path / "images")
+    code, out, err = cli("evaluate", tiny_run, unsplit)
     assert code == 0, err
     assert "train: 20 images" in out
-    assert not (tiny_data / "train" / "splits.csv").exists()
+    assert not (unsplit / "splits.csv").exists()
