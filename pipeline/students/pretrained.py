@@ -38,10 +38,7 @@ def _of_torchvision(name: str, size_px: int) -> Weights:
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = torchvision_file(weights)
     try:
-        if file.exists():
-            check_hash(file)
-        else:
-            check_network("download.pytorch.org")
+        check_torchvision_file(file)
         state: dict[str, Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
     except _ERRORS as error:
         raise SettingError(
@@ -53,6 +50,14 @@ def _of_torchvision(name: str, size_px: int) -> Weights:
         state = dict(torchvision.models.vision_transformer.interpolate_embeddings(size_px, patch_px, state))
     told = ", made for pixels in -1..1" if name in _OF_GOOGLE else ""
     return Weights(state, f"torchvision's {name} {weights.name}{told}", tuple(weights.meta["categories"]))
+
+
+def check_torchvision_file(file: Path) -> None:
+    """What torchvision itself does late or never: an existing file is the right one, an absent one can be had."""
+    if file.exists():
+        check_hash(file)
+    else:
+        check_network("download.pytorch.org")
 
 
 def torchvision_file(weights: Any) -> Path:

@@ -22,7 +22,7 @@ from pipeline.errors import SettingError, TeacherError, did_you_mean, first_line
 from pipeline.network import check_network
 from pipeline.students.build import build_student
 from pipeline.students.names import student_names
-from pipeline.students.pretrained import check_hash, torchvision_file
+from pipeline.students.pretrained import check_torchvision_file, torchvision_file
 from pipeline.students.weights import read_state_dict
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.heads import Head, LinearHead, OutputHead
@@ -174,10 +174,7 @@ def torchvision_classifier(name: str, weights: str, n_classes: int, description:
     chosen = choices[weights] if weights else choices.DEFAULT
     file = torchvision_file(chosen)
     try:
-        if file.exists():
-            check_hash(file)
-        else:
-            check_network("download.pytorch.org")
+        check_torchvision_file(file)
         module = torchvision.models.get_model(name, weights=chosen, progress=False)
     except LOADING_ERRORS as error:
         raise TeacherError(

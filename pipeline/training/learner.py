@@ -5,6 +5,7 @@ Knows no cache, no images on disk and no epochs. B batch, C classes, S pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,7 @@ class Learner:
             soft_form=config.soft_loss, **self._hard_options,
         )  # fmt: skip
         found = _tally(parts, student_BC.detach(), teacher_BC, labels_B)
-        if found.loss - found.loss == 0:  # finite
+        if math.isfinite(found.loss):
             self._descend(parts.total, learning_rate(step, total_steps, config.lr_peak, config.warmup_fraction))
             self._average.update(self.model, step)
         return found

@@ -152,7 +152,7 @@ def test_an_input_transform_is_said_as_the_normalisation_that_it_is(
     torch.manual_seed(0)
     model = googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True, num_classes=3).eval()
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: model)
-    monkeypatch.setattr("pipeline.teachers.classifiers.check_network", lambda host: None)
+    monkeypatch.setattr("pipeline.students.pretrained.check_network", lambda host: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     pixels = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

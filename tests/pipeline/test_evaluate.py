@@ -168,7 +168,7 @@ def test_an_image_does_not_take_the_row_of_a_namesake_in_a_split_that_is_not_mea
 def test_a_table_of_other_images_is_told(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,lesion,sex\nnothing.jpg,1,male\n")
     for options in ({"group_column": "lesion"}, {"subgroup_columns": ("sex",)}):
-        config = EvaluateConfig(csv=tmp_path / "t.csv", **options)  # type: ignore[arg-type]
+        config = EvaluateConfig(csv=tmp_path / "t.csv", **options)
         with pytest.raises(BadSamples, match=r"for none of the 60 images .*is it the table of other images\?"):
             evaluate(tiny_run, tiny_data, config)
 

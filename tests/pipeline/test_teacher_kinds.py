@@ -309,7 +309,8 @@ def test_a_teacher_without_a_network_says_where_its_weights_belong(
     def refuse(host: str) -> None:
         raise ConnectionError(f"no network connection to {host}")
 
-    monkeypatch.setattr("pipeline.teachers.classifiers.check_network", refuse)
+    for place in ("teachers.classifiers", "students.pretrained"):
+        monkeypatch.setattr(f"pipeline.{place}.check_network", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(TeacherError, match=r"no network connection .* put https://download.pytorch.org/.* at "):
         open_teacher("torchvision:resnet18", classes, PromptSource(), device="cpu", precision="fp32")

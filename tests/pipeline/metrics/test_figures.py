@@ -49,5 +49,5 @@ def test_a_reliability_diagram_has_a_bar_for_each_bin_that_has_images() -> None:
     metrics = full_metrics(*drawn(0, 50, 3), ("a", "b", "c"))
     figure = reliability_figure(metrics, "test")
     assert len(figure.axes[0].patches) == sum(one.n_images > 0 for one in metrics.calibration)
-    assert sum(bar.get_height() for bar in figure.axes[1].patches) == 50  # type: ignore[attr-defined]
+    assert sum(bar.get_height() for bar in figure.axes[1].patches) == 50
     assert f"calibration error {metrics.calibration_error:.3f}" in texts(figure)

@@ -20,7 +20,7 @@ TEN_OTHERS = Group(SCORES, POSITIVE)
 
 
 def at(images: Group, specificity: float, threshold: float | None = None, **options: object) -> OperatingPoint:
-    point = operating_point(images, ("mel",), specificity, threshold=threshold, chosen_on="test", **options)  # type: ignore[arg-type]
+    point = operating_point(images, ("mel",), specificity, threshold=threshold, chosen_on="test", **options)
     assert point is not None
     return point
 
