@@ -71,11 +71,11 @@ def rows() -> Iterator[Row]:
         yield _row("views", f"{n_views} views", n_views=n_views)
     for epochs in (10, 30, 90):
         yield from _arms("10% of the labels", SMALL, epochs, 0.1)
-    for name, changes in OPTIONS.items():
-        yield _row("options", name, **changes)
     for epochs in (30, 90):
         yield from _arms("all labels", LARGE, epochs, 1.0)
     yield from _arms("10% of the labels", LARGE, 30, 0.1)
+    for name, changes in OPTIONS.items():
+        yield _row("options", name, **changes)
 
 
 def _row(table: str, name: str, **changes: Any) -> Row:

@@ -114,12 +114,13 @@ class RunFolder:
         if not self.best.is_file():
             if seeds := seed_runs(self.path):
                 raise RunError(f"{self.path} holds {len(seeds)} runs: name one of them, such as {seeds[0]}")
-            started = (
-                f"no epoch of {self.path} has ended yet" if self.last.is_file() else f"{self.path} is not a run folder"
+            if self.last.is_file():
+                raise RunError(f"no epoch of {self.path} has ended yet: {self._go_on()} writes {self.best.name}")
+            raise RunError(
+                f"{self.path} is not a run folder: expected one that `softlabel train ... -o RUN` wrote, "
+                f"with {self.best.name} in it"
             )
-            writer = f"`softlabel train ... -o {shlex.quote(str(self.path))}`"
-            raise RunError(f"{started}; expected {self.best.name}, which {writer} writes")
-        best = _read(self.best)
+        best = self._read_best()
         card = StudentCard.from_json(best["card"])
         return Best(best["model"], card, best["ids"], best.get("architecture"))
 
@@ -131,12 +132,12 @@ class RunFolder:
         if not is_finished(last):
             raise RunError(
                 f"{self.path} stopped after epoch {last['epoch']} of {last['config']['epochs']}: go on with it by "
-                f"`softlabel train DATA CACHE -o {shlex.quote(str(self.path))} --resume`"
+                f"{self._go_on()}"
             )
 
     def learned_keys(self) -> frozenset[bytes] | None:
         """Content keys of the images that the best student learned from; None of runs that did not write them."""
-        keys = _read(self.best).get("learned_keys")
+        keys = self._read_best().get("learned_keys")
         return None if keys is None else frozenset(row.tobytes() for row in keys.numpy())
 
     def cache_path(self) -> Path | None:
@@ -146,6 +147,13 @@ class RunFolder:
             return Path(config["cache"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def _read_best(self) -> dict[str, Any]:
+        rebuilt = f"delete it, and {self._go_on()} writes it again" if self.last.is_file() else ""
+        return _read(self.best, rebuilt)
+
+    def _go_on(self) -> str:
+        return f"`softlabel train DATA CACHE -o {shlex.quote(str(self.path))} --resume`"
 
 
 def seed_runs(folder: str | Path) -> list[Path]:
@@ -171,13 +179,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     durable.write_atomic(path, buffer.getvalue())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, remedy: str = "") -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (
         OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
-        raise RunError(f"{path} is damaged ({first_line(error)}); train this run anew") from error
+        raise RunError(f"{path} is damaged ({first_line(error)}); {remedy or 'train this run anew'}") from error
     if not isinstance(content, dict) or content.get("format") not in (_BEST_FORMAT, CHECKPOINT_FORMAT):
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
     if "model" not in content:  # a fit has files of the same names

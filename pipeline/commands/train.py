@@ -78,7 +78,7 @@ def _settings(command: Any) -> Any:
 @click.option(
     "--seeds", "n_seeds", type=click.IntRange(1, 1000), help="Train so many seeds, from --seed on, in RUN/seed-*."
 )
-@click.option("--config", "config_file", type=FILE, help="YAML file of settings; flags win.")
+@click.option("--config", "config_file", type=FILE, help="YAML file of settings, or config.json of a run; flags win.")
 @click.option("--write-config", type=FILE, help="Write all settings to this YAML file, and train nothing.")
 @click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
 @click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")

@@ -19,10 +19,15 @@ from pipeline.training.config import FLAGS, TrainConfig
 _FLOATS = {field.name for field in fields(TrainConfig) if str(field.type).startswith("float")}
 _CALLED_OTHERWISE = {flag[2:].replace("-", "_"): name for name, flag in FLAGS.items()} | {"no_teacher": "teacher"}
 """Flag -> setting, where the names differ."""
+_OF_THE_RUN = {"cache"}
+"""What a run's `config.json` says beside its settings; the command line says that anew."""
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings of a file by their names in TrainConfig; SettingError lists all that it does not know."""
+    """The settings of a YAML file, or of a run's config.json, by their names in TrainConfig.
+
+    SettingError lists all that it does not know.
+    """
     advice = "`softlabel train ... --write-config FILE` writes one with every setting"
     try:
         found: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -37,10 +42,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SettingError(f"{path} holds no settings, expected lines such as `temperature: 4.0`; {advice}")
     known = [field.name for field in fields(TrainConfig)]
-    unknown = [f"unknown key '{key}'{_meant(str(key), known)}" for key in found if key not in known]
+    settings = {key: value for key, value in found.items() if key not in _OF_THE_RUN}
+    unknown = [f"unknown key '{key}'{_meant(str(key), known)}" for key in settings if key not in known]
     if unknown:
         raise SettingError(f"{path}: {'; '.join(unknown)}")
-    return {key: _number(value) if key in _FLOATS else value for key, value in found.items()}
+    return {key: _number(value) if key in _FLOATS else value for key, value in settings.items()}
 
 
 def _meant(key: str, known: list[str]) -> str:

@@ -203,6 +203,23 @@ def test_a_checkpoint_with_flipped_bits_is_one_line(program: bytes, tiny_run: Pa
         saved_config(run)
 
 
+def test_a_damaged_best_student_is_written_again_from_the_last_state(
+    tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "best.pt").write_bytes((tiny_run / "best.pt").read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"best\.pt is damaged .*; delete it, and `softlabel train .* --resume` writes"):
+        load_student(run, "cpu")
+    (run / "best.pt").unlink()
+    train(tiny_data, tiny_cache, run, saved_config(run), resume=True, workers=0, report=False)
+    one, other = (RunFolder(folder).load_best() for folder in (run, tiny_run))
+    assert all(torch.equal(weights, other.weights[name]) for name, weights in one.weights.items())
+    (run / "best.pt").write_bytes(b"")
+    (run / "last.pt").unlink()
+    with pytest.raises(RunError, match="train this run anew"):
+        load_student(run, "cpu")
+
+
 def test_resuming_where_there_is_nothing_says_so(tiny_data: Path, tiny_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="start one without --resume"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutputExists, SettingError
+from pipeline.train import saved_config
 from pipeline.training.config import TrainConfig
 from pipeline.training.config_file import read_config, write_config
 
@@ -83,6 +84,13 @@ def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("# nothing\n")
     assert read_config(tmp_path / "run.yaml") == {}
+
+
+def test_the_settings_of_a_run_serve_another(tiny_run: Path, cli: Cli, tmp_path: Path) -> None:
+    assert TrainConfig(**read_config(tiny_run / "config.json")) == saved_config(tiny_run)
+    words = ("train", tmp_path, tmp_path / "t.h5", "--config", tiny_run / "config.json", "--alpha", "0.7")
+    assert cli(*words, "--write-config", tmp_path / "run.yaml")[0] == 0
+    assert TrainConfig(**read_config(tmp_path / "run.yaml")) == replace(saved_config(tiny_run), alpha=0.7)
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(cli: Cli, tmp_path: Path) -> None:
