@@ -1,12 +1,14 @@
 """The question of the project on an image folder: what do soft labels give, at which T, alpha and number of views?
 
 Trains and tests every row of docs/results.md from one cache, several runs at a time on a thread each; finished runs are
-left alone, interrupted ones go on. Run: python benchmarks/student_table.py DATA t.h5 WORK --jobs 2, then --summary
+left alone, interrupted ones go on. Prints the tables of what stands and draws WORK/curves.png, with --summary at once.
+Run: python benchmarks/student_table.py DATA t.h5 WORK --jobs 2
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import logging
@@ -24,7 +26,7 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 SMALL, LARGE = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"
 BASE: dict[str, Any] = {
     "student": SMALL, "student_size_px": 64, "batch_size": 64, "temperature": 2.0, "alpha": 0.3, "epochs": 30,
-    "n_views": 8,
+    "n_views": 8, "label_fraction": 1.0,
 }  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "hard labels, cached views": {"teacher": False},
@@ -60,20 +62,17 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """Every row, the cheap and telling ones first."""
-    for epochs in (30, 90, 10):
-        yield from _arms("all labels", SMALL, epochs, 1.0)
+    """Every row, by table."""
+    yield from _arms(SMALL, 1.0, (10, 30, 90))
+    yield from _arms(SMALL, 0.1, (10, 30, 90))
+    yield from _arms(LARGE, 1.0, (30, 90))
+    yield from _arms(LARGE, 0.1, (30,))
     for temperature in (1.0, 2.0, 4.0, 8.0):
         yield _row("T", f"T {temperature:g}", temperature=temperature)
     for alpha in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9):
         yield _row("alpha", f"alpha {alpha:g}", alpha=alpha)
     for n_views in (1, 2, 4, 8, 16):
-        yield _row("views", f"{n_views} views", n_views=n_views)
-    for epochs in (10, 30, 90):
-        yield from _arms("10% of the labels", SMALL, epochs, 0.1)
-    for epochs in (30, 90):
-        yield from _arms("all labels", LARGE, epochs, 1.0)
-    yield from _arms("10% of the labels", LARGE, 30, 0.1)
+        yield _row("views", f"{n_views} view{'s' * (n_views > 1)}", n_views=n_views)
     for name, changes in OPTIONS.items():
         yield _row("options", name, **changes)
 
@@ -82,19 +81,21 @@ def _row(table: str, name: str, **changes: Any) -> Row:
     return Row(table, name, BASE | changes)
 
 
-def _arms(labels: str, student: str, epochs: int, fraction: float) -> Iterator[Row]:
-    """The four arms, but for those that would take hours to say nothing new."""
+def _arms(student: str, fraction: float, lengths: tuple[int, ...]) -> Iterator[Row]:
+    """The four arms in each length, but for those that would take hours to say nothing new."""
+    table = f"{student}, {fraction:.0%} of the labels"
     for name, changes in ARMS.items():
         is_hard = changes.get("teacher") is False
-        # Ninety times as many steps on a tenth of the images are far beyond their plateau.
-        if fraction < 1 and epochs == (90 if is_hard else 10):
-            continue
-        if student == LARGE and (name, epochs) == ("soft labels only", 90):
-            continue
-        # Hard labels alone see the labelled images only: as many steps take as many more epochs.
-        passes = round(epochs / fraction) if is_hard else epochs
-        settings = {"student": student, "epochs": passes, "label_fraction": fraction}
-        yield _row(f"{labels}, {student[-4:]}, {epochs} epochs", name, **settings, **changes)
+        for epochs in lengths:
+            # Ninety times as many steps on a tenth of the images are far beyond their plateau.
+            if fraction < 1 and epochs == (90 if is_hard else 10):
+                continue
+            if student == LARGE and (name, epochs) == ("soft labels only", 90):
+                continue
+            # Hard labels alone see the labelled images only: as many steps take as many more epochs.
+            passes = round(epochs / fraction) if is_hard else epochs
+            settings = {"student": student, "epochs": passes, "label_fraction": fraction}
+            yield _row(table, f"{name}, {passes} epochs", **settings, **changes)
 
 
 def run(row: Row, seed: int, data: Path, cache: Path, work: Path) -> float:
@@ -124,7 +125,7 @@ def run(row: Row, seed: int, data: Path, cache: Path, work: Path) -> float:
 
 
 def summarise(work: Path) -> None:
-    """The tables of what stands, as Markdown."""
+    """The tables of what stands, as Markdown, and the curves of the longest runs."""
     tables: dict[str, list[Row]] = {}
     for row in rows():
         tables.setdefault(row.table, []).append(row)
@@ -132,19 +133,57 @@ def summarise(work: Path) -> None:
     for table, its_rows in tables.items():
         print(f"\n{table}\n\n| | seeds | accuracy | balanced accuracy | macro F1 |\n|---|---|---|---|---|")
         for row in its_rows:
-            files = [row.folder(work, seed) / "test.json" for seed in SEEDS]
-            found = [json.loads(file.read_text()) for file in files if file.exists()]
-            if not found:
-                continue
-            spent_s |= {file: one["cpu_s"] for file, one in zip(filter(Path.exists, files), found, strict=True)}
-            cells = [_mean_and_spread([one["student"][score] for one in found]) for score in SCORES]
-            print(f"| {row.name} | {len(found)} | {' | '.join(cells)} |")
+            found = {run: json.loads((run / "test.json").read_text()) for run in finished(row, work)}
+            if found:
+                spent_s |= {run: max(result["cpu_s"], _trained_s(run)) for run, result in found.items()}
+                cells = [_mean_and_spread([one["student"][score] for one in found.values()]) for score in SCORES]
+                print(f"| {row.name} | {len(found)} | {' | '.join(cells)} |")
     print(f"\n{len(spent_s)} runs, {sum(spent_s.values()) / 3600:.1f} hours of one thread")
+    draw_curves(work / "curves.png", work)
+
+
+def finished(row: Row, work: Path) -> list[Path]:
+    """The runs of a row that stand, by seed."""
+    folders = [row.folder(work, seed) for seed in SEEDS]
+    return [folder for folder in folders if (folder / "test.json").exists()]
+
+
+def _trained_s(run: Path) -> float:
+    """CPU seconds of all epochs, also where the run was interrupted."""
+    with (run / "metrics.csv").open() as file:
+        return sum(float(row["cpu_s"]) for row in csv.DictReader(file))
 
 
 def _mean_and_spread(values: list[float]) -> str:
     spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
+
+
+def draw_curves(file: Path, work: Path) -> None:
+    """Validation macro F1 of every epoch of the longest runs on all labels: mean of the seeds, lowest and highest."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    students = (SMALL, LARGE)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, student in zip(figure.subplots(1, 2, sharey=True), students, strict=True):
+        longest = [row for row in _arms(student, 1.0, (90,)) if finished(row, work)]
+        for row in longest:
+            curves = np.array([_macro_f1(run) for run in finished(row, work)])
+            epochs = np.arange(1, curves.shape[1] + 1)
+            (line,) = axes.plot(epochs, curves.mean(axis=0), label=row.name.split(", 90")[0])
+            axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=line.get_color())
+        axes.set(title=student, xlabel="epoch of 90")
+        axes.grid(alpha=0.3)
+        if longest:
+            axes.legend(fontsize="small", loc="lower right")
+    figure.axes[0].set_ylabel("validation macro F1")
+    figure.savefig(file, dpi=110)
+
+
+def _macro_f1(run: Path) -> list[float]:
+    with (run / "metrics.csv").open() as file:
+        return [float(row["val_macro_f1"]) for row in csv.DictReader(file)]
 
 
 def main() -> None:
@@ -154,14 +193,17 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     parser.add_argument("--only", default="", help="tables whose name begins so")
-    parser.add_argument("--summary", action="store_true", help="print the tables of what stands")
+    parser.add_argument("--summary", action="store_true", help="train nothing")
     given = parser.parse_args()
-    if given.summary:
-        summarise(given.work)
-        return
     given.work.mkdir(parents=True, exist_ok=True)
+    if not given.summary:
+        train_all([row for row in rows() if row.table.startswith(given.only)], given)
+    summarise(given.work)
+
+
+def train_all(wanted: list[Row], given: argparse.Namespace) -> None:
+    """Every run of these rows that is not finished."""
     context = multiprocessing.get_context("spawn")
-    wanted = [row for row in rows() if row.table.startswith(given.only)]
     distinct: dict[Path, tuple[Row, int]] = {}
     for row in wanted:
         for seed in SEEDS:
