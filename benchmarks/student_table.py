@@ -151,6 +151,7 @@ def draw_curves(file: Path, work: Path) -> None:
     """Validation scores of every epoch of the longest runs on all labels: mean of the seeds, lowest and highest."""
     import numpy as np
     from matplotlib.figure import Figure
+    from PIL import Image
 
     figure = Figure(figsize=(9, 8), layout="constrained")
     panels = figure.subplots(len(SCORES), len(LONGEST), sharex="col", sharey="row")
@@ -173,6 +174,7 @@ def draw_curves(file: Path, work: Path) -> None:
         axes.grid(alpha=0.3)
     panels[-1, 0].legend(fontsize="small", loc="lower right")
     figure.savefig(file, dpi=100)
+    Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
 
 
 def main() -> None:
