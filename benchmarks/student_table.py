@@ -57,7 +57,6 @@ def rows() -> Iterator[Row]:
     yield from _arms(SMALL, 1.0, 10, 30, LONGEST[SMALL])
     yield from _arms(LARGE, 1.0, LONGEST[LARGE])
     yield from _arms(SMALL, 0.1, 30)
-    yield _row(f"{SMALL}, 10% of the labels", "soft and hard labels, 90 epochs", epochs=90, label_fraction=0.1)
     for temperature in (1.0, 2.0, 4.0, 8.0):
         yield _row("T", f"T {temperature:g}", temperature=temperature)
     for alpha in (0.0, 0.3, 0.5, 0.9):

@@ -7,6 +7,7 @@ all of them at its end. B batch, V views of a sample, S pixels.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -219,6 +220,9 @@ def _start_worker(worker_id: int) -> None:
     # torch's own watchdog looks for the parent only from here on: one that was killed before, while this process was
     # importing, it would wait for for ever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The thread that hands tensors over may be inside torch when the interpreter is taken down around it: C++ then ends
+    # the process with "terminate called without an active exception" (seen after Ctrl-C, below the line that goes on).
+    atexit.register(os._exit, 0)
 
 
 def _end_with_parent() -> None:

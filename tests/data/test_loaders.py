@@ -272,3 +272,27 @@ def test_a_worker_ends_after_its_parent_was_killed_while_it_started() -> None:
     while status.exists() and status.read_text().split()[2] != "Z":
         assert time.monotonic() < until_s, "the worker is still there"
         time.sleep(0.2)
+
+
+# What a loader process looks like when it ends early: a thread of it is handing tensors over.
+ENDS_WHILE_TENSORS_ARE_HANDED_OVER = """
+import threading, time
+import torch
+from data.loaders import _start_worker
+
+def hand_over():
+    while True:
+        torch.zeros(60, 3, 32, 32).untyped_storage()._share_fd_cpu_()
+
+_start_worker(0)
+threading.Thread(target=hand_over, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_worker_that_ends_while_it_hands_tensors_over_says_nothing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_WHILE_TENSORS_ARE_HANDED_OVER], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
