@@ -9,7 +9,7 @@ import json
 import logging
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,31 +64,24 @@ def train_seeds(
     check_output_folder(out)
     wanted = range(config.seed, config.seed + n_seeds)
     _check_begun(out, resume)
-    every = sorted({*wanted, *_finished_seeds(out)})
+    every = sorted({*wanted, *_finished_seeds(out)}, key=lambda seed: (seed in wanted, seed))  # earlier calls' first
     for seed in every:
         _check_settings(RunFolder(out / f"seed-{seed}"), replace(config, seed=seed))
-    rows = list[dict[str, Any]]()
-    for number, seed in enumerate(wanted):
+    rows, seal = dict[int, dict[str, Any]](), ""
+    for seed in every:
         folder = RunFolder(out / f"seed-{seed}")
         if not _is_finished(folder):
-            log.info("seed     %d (%d of %d) in %s", seed, number + 1, n_seeds, shlex.quote(str(folder.path)))
+            number = seed - config.seed + 1
+            log.info("seed     %d (%d of %d) in %s", seed, number, n_seeds, shlex.quote(str(folder.path)))
             run(folder.path, replace(config, seed=seed), resume and folder.last.exists())
-        rows = list(_best_rows(out, [seed for seed in every if _is_finished(RunFolder(out / f"seed-{seed}"))]))
-    result = SeedsResult(out, tuple(rows))
-    durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
-    return result
-
-
-def _best_rows(out: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The row of each run's best epoch; RunError where they did not learn from one cache."""
-    seal = ""
-    for seed in seeds:
-        folder = RunFolder(out / f"seed-{seed}")
         last = folder.load_last()
         seal = seal or last["ids"]["seal"]
         if last["ids"]["seal"] != seal:
             raise RunError(f"{folder.path} learned from another cache than the seeds before it: choose another -o")
-        yield {"seed": seed, **last["metrics"][last["best"]["epoch"] - 1]}
+        rows[seed] = {"seed": seed, **last["metrics"][last["best"]["epoch"] - 1]}
+    result = SeedsResult(out, tuple(rows[seed] for seed in sorted(rows)))
+    durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    return result
 
 
 def _is_finished(folder: RunFolder) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from collections.abc import Callable
@@ -22,15 +21,10 @@ from pipeline.errors import RunError
 from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, train
 
+from .run_metrics import metrics
+
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
-TIMES = {"images_per_s", "wall_s", "cpu_s"}
 AfterEpoch = Callable[[int, Callable[[], object]], None]
-
-
-def metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without what no two runs share."""
-    with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def assert_same_run(run: Path, other: Path) -> None:

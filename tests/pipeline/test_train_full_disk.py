@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import shlex
 import sys
@@ -16,9 +15,10 @@ import torch
 from cache import durable
 from pipeline.runs import RunFolder
 
+from .run_metrics import metrics
+
 Cli = Callable[..., tuple[int, str, str]]
 FileLimit = Callable[[int], AbstractContextManager[None]]
-TIMES = {"images_per_s", "wall_s", "cpu_s"}
 STUDENT = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 2, "--batch-size", 8, "--workers", 0)
 
 
@@ -54,12 +54,6 @@ def command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[in
         return cli(*words)
 
     return command
-
-
-def metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without what no two runs share."""
-    with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def line_that_goes_on(result: tuple[int, str, str], refused: list[int], folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
@@ -19,6 +18,8 @@ from pipeline.errors import RunError
 from pipeline.runs import RunFolder
 from pipeline.train import saved_config, train
 
+from .run_metrics import metrics
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its cases")
 
 # Two epochs of four steps; last.pt is written before the first and after each.
@@ -26,12 +27,6 @@ CASES = [
     ("after step", 2), ("after step", 7), ("before step", 5), ("within last.pt", 2), ("within last.pt", 3),
     ("before best.pt", 1), ("within metrics.csv", 3),
 ]  # fmt: skip
-TIMES = {"images_per_s", "wall_s", "cpu_s"}
-
-
-def metrics(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
