@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.fit.teacher import FitConfig, fit_teacher
 from pipeline.teachers.prompts import default_prompts
 from pipeline.teachers.small import SmallSiglip, new_siglip
@@ -35,7 +36,7 @@ def main() -> None:
     shape = SmallSiglip(
         size_px=arguments.size_px, patch_px=arguments.patch_px, width=arguments.width, layers=arguments.layers, heads=4
     )
-    prompts = default_prompts(scan_folder(arguments.data).classes[FOLDER_TASK])
+    prompts = default_prompts(scan_data(arguments.data).classes[FOLDER_TASK])
     config = FitConfig(epochs=arguments.epochs, lr_peak=1e-3, freeze_text=False)
     with tempfile.TemporaryDirectory() as start:
         new_siglip(shape, [text for texts in prompts.values() for text in texts], Path(start))

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 from pipeline.process import resolve_device
 from pipeline.teachers.dual_encoder import load_dual_encoder
@@ -64,7 +65,7 @@ def make_full_size(folder: Path, texts: list[str]) -> None:
 
 def few_images(source: Path, folder: Path, count: int) -> None:
     """`count` train images in all, over the first two classes, as a data folder of their own."""
-    samples = scan_folder(source).of_split("train")
+    samples = scan_data(source).of_split("train")
     classes = sorted({sample.labels[FOLDER_TASK] for sample in samples})[:2]
     for number, name in enumerate(classes):
         of_class = [sample for sample in samples if sample.labels[FOLDER_TASK] == name]
@@ -150,7 +151,7 @@ def main() -> None:
     shutil.rmtree(images, ignore_errors=True)
     few_images(arguments.data, images, arguments.images)
     if not (teacher / "model.safetensors").exists():
-        classes = scan_folder(images).classes[FOLDER_TASK]
+        classes = scan_data(images).classes[FOLDER_TASK]
         make_full_size(teacher, [text for texts in default_prompts(classes).values() for text in texts])
     device, n_views = resolve_device(arguments.device), arguments.images * arguments.views
     print(f"{device}, {torch.get_num_threads()} threads, {n_views} views a round, batches of {arguments.batch_size}")

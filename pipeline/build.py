@@ -25,7 +25,8 @@ from cache.manifest import differences
 from cache.rows import FeatureShapes
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, SampleSet, scan_folder
+from data.samples import FOLDER_TASK, SampleSet
+from data.scan import scan_data
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.checks import FirstBatch, record, tell_pixel_difference
 from pipeline.errors import OutOfMemory, SettingError, TeacherError
@@ -73,7 +74,7 @@ def build_cache(
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
     check_output_file(out)
-    images = scan_folder(data, scan)
+    images = scan_data(data, scan)
     teacher = prepare_teacher(images, config)
     batch_size = config.batch_size or default_batch_size(teacher.device)
     checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved

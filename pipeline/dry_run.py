@@ -22,7 +22,8 @@ from cache.rows import FeatureShapes, Pair
 from cache.workspace import Workspace
 from data.loaders import default_workers, read_sample
 from data.options import ScanOptions
-from data.samples import Sample, SampleSet, scan_folder
+from data.samples import Sample, SampleSet
+from data.scan import scan_data
 from data.views import draw, render
 from pipeline.bad_images import find_bad_files, refuse_or_tell, without
 from pipeline.build import check_features, default_batch_size
@@ -123,7 +124,7 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
     """What `build_cache` with these arguments would do; the same errors for the same mistakes."""
     check_output_file(out)
     out = Path(out)
-    images = scan_folder(data, scan)
+    images = scan_data(data, scan)
     teacher = prepare_teacher(images, config)
     manifest = manifest_of(images, teacher, config)
     features = feature_shapes(teacher, config)

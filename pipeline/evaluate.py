@@ -15,7 +15,8 @@ from typing import Any
 from data.errors import BadSamples, DataNotFound
 from data.groups import read_groups
 from data.options import ScanOptions
-from data.samples import Sample, scan_folder
+from data.samples import Sample
+from data.scan import scan_data
 from data.splits import SPLITS
 from pipeline.answers import Answering
 from pipeline.errors import RunError, SettingError
@@ -88,7 +89,7 @@ def evaluate(
     check_arguments(model, data)
     student = load_student(model, resolve_device(device))
     check_group(config.sensitivity_of, student.card.classes)
-    answering = Answering(student, scan_folder(data, scan), cache, workers, scan)
+    answering = Answering(student, scan_data(data, scan), cache, workers, scan)
     return _Measuring(answering, config).evaluation(str(model), _notices(student))
 
 
@@ -107,7 +108,7 @@ def evaluate_seeds(
     students = {path.name: load_student(path, resolve_device(device)) for path in seed_runs(folder)}
     for student in students.values():
         check_group(config.sensitivity_of, student.card.classes)
-    images = scan_folder(data, scan)
+    images = scan_data(data, scan)
     found = {}
     for name, student in students.items():
         log.info("%s of %d seeds", name, len(students))

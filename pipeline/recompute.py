@@ -24,7 +24,8 @@ from data.decode import DECODER_VERSION
 from data.errors import bullet_list
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, Sample, scan_folder
+from data.samples import FOLDER_TASK, Sample
+from data.scan import scan_data
 from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
@@ -83,7 +84,7 @@ def recompute_rows(
     """
     reader = CacheReader(cache, memory_map=False)
     refuse_derived(reader)
-    images = scan_folder(data, scan)
+    images = scan_data(data, scan)
     samples = images.samples
     rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from cache import SegmentedWriter
 from data.loaders import read_sample
-from data.samples import FOLDER_TASK, SampleSet, scan_folder
+from data.samples import FOLDER_TASK, SampleSet
+from data.scan import scan_data
 from data.views import CLEAN_ROW, render
 from pipeline.teachers.prompts import Prompts, default_prompts
 from pipeline.teachers.small import SmallSiglip, new_siglip
@@ -22,7 +23,7 @@ RIDGE = 0.01
 
 def write_teacher(folder: Path, images: Path, width: int = 32, seed: int = 0) -> Path:
     """A SigLIP model of a few thousand weights that knows these images a little: well above chance, far from right."""
-    found = scan_folder(images)
+    found = scan_data(images)
     prompts = default_prompts(found.classes[FOLDER_TASK])
     texts = [text for class_texts in prompts.values() for text in class_texts]
     model = new_siglip(SmallSiglip(size_px=SIZE_PX, patch_px=8, width=width, layers=2, heads=2), texts, folder, seed)

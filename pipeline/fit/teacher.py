@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.errors import RunError, SettingError
 from pipeline.fit.folder import CHECKPOINT_FORMAT, FitFolder, fitted_on
 from pipeline.fit.images import POLICY, FitImages, choose_images
@@ -114,7 +115,7 @@ def fit_teacher(
     elif folder.is_finished():
         return _finished(folder, config)
     previous = folder.load_last() if resume else None
-    images = scan_folder(data, scan)
+    images = scan_data(data, scan)
     texts = _prompts(images.classes[FOLDER_TASK], prompts, previous)
     used = choose_images(
         images, val_fraction=config.val_fraction, seed=config.seed, skip_bad_images=scan.skip_bad_images

@@ -19,7 +19,8 @@ from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
 from data.loaders import read_sample
 from data.options import ScanOptions
-from data.samples import Sample, scan_folder
+from data.samples import Sample
+from data.scan import scan_data
 from data.views import CLEAN_ROW, render
 from pipeline import torchscript
 from pipeline.answers import Answering
@@ -68,7 +69,7 @@ def gather(
     card, ids = best.card, best.ids
     answers, teacher, numbers, pictures = None, None, None, dict[bytes, bytes]()
     if data is not None:
-        images = scan_folder(data, scan)
+        images = scan_data(data, scan)
         answering = Answering(student, images, cache, workers, scan)
         answers = answering.answers(split)
         numbers = _student_numbers(student, answers, answering)

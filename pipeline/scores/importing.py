@@ -21,7 +21,8 @@ from cache.combine import tolerance_logits
 from cache.errors import CacheMismatch
 from data.loaders import TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from data.views import ViewPolicy
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.errors import SettingError
@@ -100,7 +101,7 @@ def import_scores(
     check_output_file(out)
     table = read_scores(scores)
     logits_RC, n_raised = table.logits(config.kind)
-    images = scan_folder(data, scan)
+    images = scan_data(data, scan)
     check_classes(table, images)
     views = config.views or (int(table.views_R.max()) + 1 if table.has_views else DEFAULT_VIEWS)
     matched = match_images(table, images, views, partial=config.partial, skip_bad_images=scan.skip_bad_images)

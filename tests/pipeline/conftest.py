@@ -18,7 +18,8 @@ import torch
 from cache import CacheReader, Manifest, Table
 from cache.fill import write_table
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, Sample, scan_folder
+from data.samples import FOLDER_TASK, Sample
+from data.scan import scan_data
 from data.views import COLUMNS
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
@@ -52,7 +53,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def prompts(tiny_data: Path) -> Prompts:
     """The default prompts of the tiny data."""
-    return default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
+    return default_prompts(scan_data(tiny_data).classes[FOLDER_TASK])
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +195,7 @@ class World:
 
     def write_prompts(self, **changes: str | list[str]) -> None:
         """A prompt file: the default prompts, and others for some classes (in whose names _ stands for a space)."""
-        classes = scan_folder(self.data).classes[FOLDER_TASK]
+        classes = scan_data(self.data).classes[FOLDER_TASK]
         texts: dict[str, Any] = {name: text for name, (text,) in default_prompts(classes).items()}
         changed = {name.replace("_", " "): text for name, text in changes.items()}
         assert changed.keys() <= texts.keys()

@@ -16,7 +16,7 @@ import torch
 from cache import CacheError, CacheReader
 from data.errors import BadImage
 from data.loaders import read_sample
-from data.samples import scan_folder
+from data.scan import scan_data
 from data.views import ViewPolicy, draw, render, witness
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import SettingError
@@ -41,7 +41,7 @@ def assert_same_arrays(one: Path, other: Path) -> None:
 
 def test_train_images_get_all_views_and_the_others_the_clean_one(tiny_data: Path, tiny_cache: Path) -> None:
     reader = CacheReader(tiny_cache)
-    for sample in scan_folder(tiny_data).samples:
+    for sample in scan_data(tiny_data).samples:
         views = reader.views_of(int(reader.find([sample.key])[0])).tolist()
         assert views == ([0, 1, 2] if sample.split == "train" else [0])
 
@@ -49,7 +49,7 @@ def test_train_images_get_all_views_and_the_others_the_clean_one(tiny_data: Path
 def test_rows_hold_the_drawn_numbers_the_witness_and_the_logits_of_their_view(
     tiny_data: Path, tiny_cache: Path, tiny_teacher: Path
 ) -> None:
-    reader, samples = CacheReader(tiny_cache), scan_folder(tiny_data).of_split("train")
+    reader, samples = CacheReader(tiny_cache), scan_data(tiny_data).of_split("train")
     prompts = {name: tuple(texts) for name, texts in reader.manifest.identity["teacher"]["prompts"].items()}
     teacher = open_teacher(str(tiny_teacher), list(prompts), prompts, device="cpu", precision="fp32")
     for sample in samples[:4]:
@@ -199,7 +199,7 @@ def test_without_names_the_cache_is_the_same_and_knows_no_path(
     assert_same_arrays(out, tiny_cache)
     names = CacheReader(tiny_cache).names
     assert names is not None
-    assert sorted(names) == sorted(sample.name for sample in scan_folder(tiny_data).samples)
+    assert sorted(names) == sorted(sample.name for sample in scan_data(tiny_data).samples)
     assert not any(name.encode() in out.read_bytes() for name in names)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.samples import scan_folder
+from data.scan import scan_data
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
 from pipeline.train import TrainConfig, train
@@ -32,13 +32,13 @@ def test_a_killed_build_into_the_data_folder_goes_on_and_can_be_trained_on(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(module, "SegmentedWriter", functools.partial(module.SegmentedWriter, segment_rows=16))
     data = layout(tiny_data, tmp_path / "images")
-    before = scan_folder(data)
+    before = scan_data(data)
     stop_at(15, SystemExit)
     with pytest.raises(SystemExit):
         build_cache(data, data / "t.h5", tiny_build)
     assert list((data / "t.h5.parts").glob("*.h5"))
-    assert scan_folder(data) == before
+    assert scan_data(data) == before
     resumed = build_cache(data, data / "t.h5", tiny_build)
     assert 0 < resumed.n_computed < resumed.n_rows
-    assert scan_folder(data) == before
+    assert scan_data(data) == before
     assert train(data, data / "t.h5", tmp_path / "run", TRAIN, workers=0).best_epoch == 1

@@ -83,7 +83,7 @@ def replaced(path: Path) -> None:
 @pytest.mark.parametrize("scan", [ScanOptions(), SKIP])
 @pytest.mark.parametrize(
     ("after", "told", "n_left"),
-    [("scan_folder", "the teacher has not started", 120), ("find_bad_files", "else is computed and sealed", 3)],
+    [("scan_data", "the teacher has not started", 120), ("find_bad_files", "else is computed and sealed", 3)],
 )
 def test_an_image_that_could_not_be_read_ends_the_build_keeps_the_rest_and_is_not_called_bad(
     after: str, told: str, n_left: int, happens: Callable[[Path], None], scan: ScanOptions, data: Path,

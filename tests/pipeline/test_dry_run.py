@@ -16,7 +16,7 @@ from cache import CacheReader
 from cache.errors import CacheMismatch
 from data.errors import BadImage
 from data.options import ScanOptions
-from data.samples import scan_folder
+from data.scan import scan_data
 from pipeline import dry_run
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
@@ -149,7 +149,7 @@ def test_the_plan_of_a_finished_cache_reads_no_image_that_was_left_out(
     few_images: Path, tiny_build: BuildConfig, tmp_path: Path
 ) -> None:
     data, skip = shutil.copytree(few_images, tmp_path / "images"), ScanOptions(skip_bad_images=True)
-    for sample in scan_folder(data).samples[:4]:
+    for sample in scan_data(data).samples[:4]:
         Path(sample.path).write_bytes(f"no image {sample.name}".encode())
     config = dataclasses.replace(tiny_build, views=1)
     build_cache(data, tmp_path / "t.h5", config, skip)
@@ -160,5 +160,5 @@ def test_the_plan_of_a_finished_cache_reads_no_image_that_was_left_out(
 def test_the_timing_renders_a_few_views_of_an_image_however_many_are_wanted(
     tiny_data: Path, tiny_build: BuildConfig
 ) -> None:
-    samples = list(scan_folder(tiny_data).samples[:2])
+    samples = list(scan_data(tiny_data).samples[:2])
     assert len(_timed_rendering(samples, dataclasses.replace(tiny_build, views=65_535), 32)[1]) == 2 * 16

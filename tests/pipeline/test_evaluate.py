@@ -16,7 +16,7 @@ import torch
 
 from cache import CacheError
 from data.errors import BadSamples, DataNotFound
-from data.samples import scan_folder
+from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import RunError, SettingError
 from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_any, evaluate_seeds
@@ -38,7 +38,7 @@ def table_of(data: Path, path: Path, value: Callable[[str, int], str]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "lesion", "sex"])
-        for sample in scan_folder(data).samples:
+        for sample in scan_data(data).samples:
             at = numbers[sample.split] = numbers.get(sample.split, -1) + 1
             writer.writerow([sample.name, value(sample.split, at), "male" if at % 3 else ""])
     return path

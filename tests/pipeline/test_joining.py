@@ -15,7 +15,8 @@ import pytest
 
 from cache import CacheError, CacheReader, Table
 from cache.errors import CacheMismatch
-from data.samples import FOLDER_TASK, content_key, scan_folder
+from data.samples import FOLDER_TASK, content_key
+from data.scan import scan_data
 from pipeline import joining
 from pipeline.targets import TeacherTargets
 
@@ -24,7 +25,7 @@ LEFT_OUT = "cannot be decoded and are left out"
 
 
 def join(cache: Path, data: Path, *splits: str, **options: Any) -> dict[str, TeacherTargets]:
-    samples = scan_folder(data)
+    samples = scan_data(data)
     groups = {split: samples.of_split(split) for split in splits or ("train",)}
     return joining.join(CacheReader(cache), groups, str(data), **options)
 
@@ -157,7 +158,7 @@ def test_views_that_are_nonsense_are_one_line_too(
 def test_a_missing_clean_view_matters_where_it_is_needed(
     tiny_data: Path, tiny_cache: Path, resealed: Resealed, without_row: Callable[[Table, int], Table]
 ) -> None:
-    sample = scan_folder(tiny_data).of_split("train")[3]
+    sample = scan_data(tiny_data).of_split("train")[3]
     row = CacheReader(tiny_cache).rows_of(int(CacheReader(tiny_cache).find([sample.key])[0])).start
     other = resealed(tiny_cache, lambda table: without_row(table, row))
     assert len(join(other, tiny_data, clean=["val"])["train"].samples) == 30
@@ -172,7 +173,7 @@ def test_everything_that_does_not_fit_is_told_at_once_each_on_its_line(
     flipped: Callable[..., Path],
 ) -> None:  # fmt: skip
     reader = CacheReader(tiny_cache)
-    unclean = scan_folder(data).of_split("train")[0]
+    unclean = scan_data(data).of_split("train")[0]
     row = reader.rows_of(int(reader.find([unclean.key])[0])).start
     views = {**reader.manifest.identity["views"], "draw_version": 2}
     cache = resealed(tiny_cache, lambda table: without_row(table, row), identity={"views": views})

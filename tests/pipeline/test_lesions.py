@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.demo.lesions import CLASSES, Lesion, draw_lesion, paint, write_lesions
 
 FIELDS = tuple(Lesion.__dataclass_fields__)
@@ -37,7 +38,7 @@ def test_the_same_seed_writes_the_same_files_and_another_one_others(tmp_path: Pa
 
 def test_every_image_is_another_one_and_lies_where_a_data_folder_has_it(tmp_path: Path) -> None:
     write_lesions(tmp_path, {"train": 3, "val": 2, "test": 1}, size_px=20)
-    found = scan_folder(tmp_path)
+    found = scan_data(tmp_path)
     assert found.classes == {FOLDER_TASK: tuple(sorted(CLASSES))}
     assert {split: len(found.of_split(split)) for split in found.splits} == {"train": 15, "val": 10, "test": 5}
     assert len({sample.key for sample in found.samples}) == 30

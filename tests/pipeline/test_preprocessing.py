@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from cache import CacheReader
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import TeacherError
 from pipeline.teachers.preprocessing import read_preprocessing
@@ -61,7 +62,7 @@ def save_resnet(folder: Path, classes: tuple[str, ...], **size: int) -> Path:
 def test_a_size_of_the_users_own_ends_no_build(
     few_images: Path, tiny_build: BuildConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = save_resnet(tmp_path / "hf", scan_folder(few_images).classes[FOLDER_TASK])
+    folder = save_resnet(tmp_path / "hf", scan_data(few_images).classes[FOLDER_TASK])
     described = make.write_description(tmp_path / "teacher.yaml", size_px=40)
     config = dataclasses.replace(tiny_build, teacher=str(folder), teacher_config=described, views=1, batch_size=16)
     with caplog.at_level(logging.INFO):

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from cache import CacheReader, Table
 from cache.errors import CacheMismatch
-from data.samples import content_key, scan_folder
+from data.samples import content_key
+from data.scan import scan_data
 from pipeline.errors import PipelineError
 from pipeline.recompute import NotReproduced, recompute_rows
 
@@ -30,7 +31,7 @@ def again(cache: Path, data: Path, teacher: Path, n_rows: int = ALL_ROWS, **opti
 
 def row_of(cache: Path, data: Path, split: str, view: int) -> tuple[int, str]:
     """The row of one view of the second sample of a split, and that sample's path."""
-    sample, reader = scan_folder(data).of_split(split)[1], CacheReader(cache)
+    sample, reader = scan_data(data).of_split(split)[1], CacheReader(cache)
     return int(reader.row(reader.find([sample.key]), [view])[0]), sample.path
 
 

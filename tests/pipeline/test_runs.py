@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.samples import scan_folder
+from data.scan import scan_data
 from pipeline.errors import RunError
 from pipeline.inference import load_student
 from pipeline.runs import METRIC_COLUMNS, RunFolder
@@ -28,7 +28,7 @@ def test_a_run_folder_holds_what_the_documentation_says(tiny_run: Path, tiny_dat
     }  # fmt: skip
     assert (tiny_run / "metrics.csv").read_text().splitlines()[0] == ",".join(METRIC_COLUMNS)
     assert [row["epoch"] for row in metrics(tiny_run)] == ["1", "2"]
-    assert json.loads((tiny_run / "classes.json").read_text()) == list(scan_folder(tiny_data).classes["class"])
+    assert json.loads((tiny_run / "classes.json").read_text()) == list(scan_data(tiny_data).classes["class"])
     assert json.loads((tiny_run / "config.json").read_text())["temperature"] == 4.0
     torch.load(tiny_run / "last.pt", weights_only=True)
     torch.load(tiny_run / "best.pt", weights_only=True)

@@ -12,13 +12,13 @@ from scipy.special import log_softmax, softmax
 
 import pipeline.joining
 from cache import CacheError, CacheReader
-from data.samples import scan_folder
+from data.scan import scan_data
 from data.views import ViewPolicy, draw
 from pipeline.targets import TeacherTargets, teacher_parameters
 
 
 def join(cache: Path, data: Path, split: str = "train") -> TeacherTargets:
-    return pipeline.joining.join(CacheReader(cache), {split: scan_folder(data).of_split(split)}, str(data))[split]
+    return pipeline.joining.join(CacheReader(cache), {split: scan_data(data).of_split(split)}, str(data))[split]
 
 
 def test_each_row_belongs_to_the_sample_it_is_given_for(tiny_data: Path, tiny_cache: Path) -> None:

@@ -16,7 +16,8 @@ import torch
 from torchvision.models import shufflenet_v2_x0_5
 
 from cache import CacheReader
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import RunError, SettingError, TeacherError
 from pipeline.export import export
@@ -36,7 +37,7 @@ SMALL_TIMM = "test_vit"
 
 @pytest.fixture(scope="session")
 def classes(tiny_data: Path) -> tuple[str, ...]:
-    return scan_folder(tiny_data).classes[FOLDER_TASK]
+    return scan_data(tiny_data).classes[FOLDER_TASK]
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +180,7 @@ def test_rows_of_images_that_the_teacher_was_fitted_on_are_marked_as_seen(
     few_images: Path, tiny_teacher: Path, tiny_build: BuildConfig, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
-    learned = {sample.key for sample in scan_folder(few_images).of_split("train")[:4]}
+    learned = {sample.key for sample in scan_data(few_images).of_split("train")[:4]}
     (folder / "fitted_on.json").write_text(json.dumps({"format": 1, "keys": [key.hex() for key in learned]}))
     config = dataclasses.replace(tiny_build, teacher=str(folder))
     reader = CacheReader(build_cache(few_images, tmp_path / "t.h5", config).path)
@@ -199,7 +200,7 @@ def test_rows_of_images_that_a_student_learned_from_are_marked_as_seen_when_it_t
     config = dataclasses.replace(tiny_build, teacher=str(tiny_run), views=1, batch_size=16)
     reader = CacheReader(build_cache(tiny_data, tmp_path / "t.h5", config).path)
     seen = reader.feature(slice(None), SEEN).astype(bool)
-    learned = {sample.key for sample in scan_folder(tiny_data).of_split("train")}
+    learned = {sample.key for sample in scan_data(tiny_data).of_split("train")}
     assert {key for key, marked in zip(keys_of_rows(reader), seen, strict=True) if marked} == learned
 
 

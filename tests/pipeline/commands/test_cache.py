@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cache import CacheReader, Table
-from data.samples import scan_folder
+from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -111,7 +111,7 @@ def test_verify_asks_the_teacher_again_and_says_the_largest_difference(
 def test_verify_names_the_image_whose_stored_answer_is_not_the_teachers(
     cli: Cli, tiny_cache: Path, tiny_data: Path, tiny_teacher: Path, resealed: Resealed
 ) -> None:
-    sample, reader = scan_folder(tiny_data).of_split("val")[4], CacheReader(tiny_cache)
+    sample, reader = scan_data(tiny_data).of_split("val")[4], CacheReader(tiny_cache)
     other = resealed(tiny_cache, nudge(reader.rows_of(int(reader.find([sample.key])[0])).start, 0.5))
     assert cli("cache", "verify", other)[0] == 0
     result = cli("cache", "verify", other, tiny_data, "--teacher", tiny_teacher, "--sample", 200)

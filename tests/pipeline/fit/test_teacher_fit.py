@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from data.decode import read_image
 from data.errors import BadImage, BadSamples
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from data.views import CLEAN_ROW, render
 from pipeline.errors import OutputExists, RunError, SettingError, TeacherError
 from pipeline.fit import teacher as module
@@ -112,7 +113,7 @@ def test_a_fit_learns_and_keeps_the_best_epoch(colours: Path, tiny_teacher: Path
 
 def validate(teacher: Path, data: Path) -> float:
     """Macro F1 of a teacher folder on the clean val images, through the code of `cache build`."""
-    images = scan_folder(data)
+    images = scan_data(data)
     classes = images.classes[FOLDER_TASK]
     loaded = open_teacher(str(teacher), classes, default_prompts(classes), device="cpu", precision="fp32")
     val = images.of_split("val")
@@ -128,7 +129,7 @@ def test_a_finished_fit_is_an_ordinary_teacher_folder_that_says_what_it_was_fitt
     assert {"model.safetensors", "config.json", "fitted_on.json", "fit_metrics.csv", "fit_config.json"} <= names
     assert not any(name.endswith((".pt", ".tmp")) for name in names)
     assert (fitted / "fit_metrics.csv").read_text().splitlines()[0] == ",".join(METRIC_COLUMNS)
-    images = scan_folder(tiny_data)
+    images = scan_data(tiny_data)
     told = json.loads((fitted / "fitted_on.json").read_text())
     assert told == {"format": 1, "keys": sorted(sample.key.hex() for sample in images.of_split("train"))}
     prompts = default_prompts(images.classes[FOLDER_TASK])
@@ -168,7 +169,7 @@ def test_an_interrupted_and_resumed_fit_equals_an_undisturbed_one(
     last = torch.load(out / "last.pt", weights_only=True)
     assert last["epoch"] == (n_steps - 1) // 4
     assert not any(name.startswith("text_model.") for name in last["weights"])
-    prompts = default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
+    prompts = default_prompts(scan_data(tiny_data).classes[FOLDER_TASK])
     with pytest.raises(TeacherError):
         open_teacher(str(out), list(prompts), prompts, device="cpu", precision="fp32")
     fit_teacher(tiny_data, tiny_teacher, out, saved_config(out), resume=True, workers=0)
@@ -223,7 +224,7 @@ def test_resuming_with_other_settings_or_images_lists_every_difference(
     changed = weights(source)
     changed["vision_model.post_layernorm.bias"][0] += 1
     save_file(changed, source / "model.safetensors", metadata={"format": "pt"})
-    prompts = {name: texts[0] for name, texts in default_prompts(scan_folder(data).classes[FOLDER_TASK]).items()}
+    prompts = {name: texts[0] for name, texts in default_prompts(scan_data(data).classes[FOLDER_TASK]).items()}
     (tmp_path / "p.yaml").write_text(json.dumps({**prompts, "melanoma": "a dark mole"}))
     other = dataclasses.replace(CONFIG, epochs=9, seed=3)
     with pytest.raises(RunError, match="cannot go on with other settings") as caught:
@@ -306,7 +307,7 @@ def test_a_fit_that_goes_on_from_a_fitted_teacher_also_knows_its_images(
     tiny_data: Path, tiny_teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = shutil.copytree(tiny_teacher, tmp_path / "source")
-    images = scan_folder(tiny_data)
+    images = scan_data(tiny_data)
     elsewhere, val = b"\xab" * 16, images.of_split("val")[0].key
     (source / "fitted_on.json").write_text(json.dumps({"format": 1, "keys": [elsewhere.hex(), val.hex()]}))
     with caplog.at_level(logging.INFO):

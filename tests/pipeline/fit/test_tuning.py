@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.errors import SettingError
 from pipeline.fit.tuning import DualEncoderTuning, resolve_fit_precision, sigmoid_loss
 from pipeline.teachers.loading import open_teacher
@@ -23,7 +24,7 @@ from ..other_teachers import save_clip
 @pytest.fixture(scope="module")
 def prompts(tiny_data: Path) -> Prompts:
     """Two texts for each class but the last, which has one."""
-    single = default_prompts(scan_folder(tiny_data).classes[FOLDER_TASK])
+    single = default_prompts(scan_data(tiny_data).classes[FOLDER_TASK])
     *several, last = single.items()
     return {**{name: (*texts, "a photo of " + texts[0]) for name, texts in several}, last[0]: last[1]}
 

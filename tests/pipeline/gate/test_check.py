@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cache import CacheReader, Table
-from data.samples import scan_folder
+from data.scan import scan_data
 from pipeline.errors import WeakTeacher
 from pipeline.gate.check import check_teacher, long_lines, short_lines
 from pipeline.gate.report import teacher_report
@@ -199,7 +199,7 @@ def test_hard_labels_need_no_teacher_that_knows_anything(
 def test_train_stops_at_a_permuted_class_list(
     cli: Cli, tiny_data: Path, tiny_cache: Path, tmp_path: Path, resealed: Callable[..., Path]
 ) -> None:
-    label_of = {sample.key: sample.labels["class"] for sample in scan_folder(tiny_data).samples}
+    label_of = {sample.key: sample.labels["class"] for sample in scan_data(tiny_data).samples}
     classes = CacheReader(tiny_cache).tasks["class"]
 
     def change(table: Table) -> None:
@@ -229,7 +229,7 @@ def test_info_shows_the_report_and_stops_nobody(cli: Cli, tiny_data: Path, rando
 def test_info_leaves_seen_images_out(
     cli: Cli, tiny_data: Path, tiny_cache: Path, resealed: Callable[..., Path]
 ) -> None:
-    val = [sample.key for sample in scan_folder(tiny_data).of_split("val")][:4]
+    val = [sample.key for sample in scan_data(tiny_data).of_split("val")][:4]
 
     def change(table: Table) -> Table:
         seen = np.array([key.tobytes() in val for key in table.key])

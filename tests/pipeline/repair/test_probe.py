@@ -19,7 +19,8 @@ from cache.errors import CacheMismatch
 from cache.fill import write_table
 from data.errors import BadSamples
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.info import describe_cache_as_text
 from pipeline.joining import join
 from pipeline.recompute import recompute_rows
@@ -61,7 +62,7 @@ def _few_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def label_of(tiny_data: Path) -> dict[bytes, int]:
     """Content key -> number of its class."""
-    images = scan_folder(tiny_data)
+    images = scan_data(tiny_data)
     return {sample.key: images.classes[FOLDER_TASK].index(sample.labels[FOLDER_TASK]) for sample in images.samples}
 
 
@@ -106,7 +107,7 @@ def probed(cache: Path, data: Path, config: ProbeConfig = CROSS, name: str = "")
 
 def answers(reader: CacheReader, data: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """Logits of the clean views of a split, and the labels."""
-    images = scan_folder(data)
+    images = scan_data(data)
     targets = join(reader, {split: images.of_split(split)}, str(data))[split]
     return targets.teacher_logits(targets.clean_rows()), targets.labels_N
 
@@ -141,7 +142,7 @@ def test_no_bit_of_an_images_targets_depends_on_its_label(
     assert rows.stop - rows.start == 3
     np.testing.assert_array_equal(before.logits(rows), after.logits(rows))
     changed = (before.logits(every) != after.logits(every)).any(axis=1)
-    images = scan_folder(data)
+    images = scan_data(data)
     train = before.find([sample.key for sample in images.of_split("train")])
     is_train = np.isin(before.sample_of_row, train)
     assert changed[~is_train].all()  # the head of all train images saw the other label
@@ -189,7 +190,7 @@ def test_seen_says_which_rows_come_from_a_head_that_was_fitted_on_them(
     config: ProbeConfig, telling: Path, tiny_data: Path
 ) -> None:
     reader = probed(telling, tiny_data, config)
-    train = reader.find([sample.key for sample in scan_folder(tiny_data).of_split("train")])
+    train = reader.find([sample.key for sample in scan_data(tiny_data).of_split("train")])
     expected = np.isin(reader.sample_of_row, train) & (config.cross_fit is None)
     np.testing.assert_array_equal(reader.feature(slice(0, reader.n_rows), SEEN), expected.astype(np.float16))
 
@@ -239,7 +240,7 @@ def test_the_classes_are_those_of_the_data(telling: Path, data: Path) -> None:
             path.rename(data / split / "zebra" / f"too-{path.name}")
         (data / split / OTHER).rmdir()
     reader = probed(telling, data)
-    assert reader.tasks == {"class": scan_folder(data).classes["class"]}
+    assert reader.tasks == {"class": scan_data(data).classes["class"]}
     assert len(reader.tasks["class"]) == 4
     assert accuracy(reader, data, "test") > 0.7
 
@@ -307,7 +308,7 @@ def test_a_temperature_of_val_lowers_the_nll_of_val(telling: Path, tiny_data: Pa
 def test_a_temperature_is_not_of_val_images_that_the_teacher_was_fitted_on(
     telling: Path, tiny_data: Path, resealed: Resealed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    val = [sample.key for sample in scan_folder(tiny_data).of_split("val")]
+    val = [sample.key for sample in scan_data(tiny_data).of_split("val")]
 
     def known(n: int) -> Path:
         def change(table: Table) -> Table:
@@ -353,7 +354,7 @@ def test_an_image_that_a_derived_cache_lacks_is_added_to_its_parent(crossed: Cac
     path = next(data.glob("train/melanoma/*.png"))
     path.with_name("new.png").write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(CacheMismatch) as caught:
-        join(crossed, {"train": scan_folder(data).of_split("train")}, str(data))
+        join(crossed, {"train": scan_data(data).of_split("train")}, str(data))
     assert "extend that one by `softlabel cache build" in str(caught.value)
     assert "PARENT.h5` with the settings it was built with, then probe it again" in str(caught.value)
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from cache import CacheReader, Table
 from cache.errors import CacheMismatch
-from data.samples import FOLDER_TASK, scan_folder
+from data.samples import FOLDER_TASK
+from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import SettingError, TeacherError
 from pipeline.info import describe_cache_as_text
@@ -36,9 +37,7 @@ NARROW = 0.06
 @pytest.fixture(scope="module")
 def prompts(few_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One other prompt, a class with two, and the rest as they were."""
-    texts: dict[str, object] = {
-        n: list(t) for n, t in default_prompts(scan_folder(few_images).classes["class"]).items()
-    }
+    texts: dict[str, object] = {n: list(t) for n, t in default_prompts(scan_data(few_images).classes["class"]).items()}
     texts |= {"melanoma": "melanocytic nevus", "melanocytic nevus": ["melanoma", "vascular lesion melanoma"]}
     path = tmp_path_factory.mktemp("prompts") / "p.yaml"
     path.write_text(yaml.safe_dump(texts))
@@ -134,7 +133,7 @@ def test_a_temperature_divides_the_logits(
     assert scaled.temperature > 1.5  # a fresh teacher is sure of nonsense
     raw, divided = (CacheReader(made.path).logits(EVERY) for made in (plain, scaled))
     np.testing.assert_allclose(divided * scaled.temperature, raw, rtol=1e-5)
-    images, reader = scan_folder(data), CacheReader(plain.path)
+    images, reader = scan_data(data), CacheReader(plain.path)
     rows = reader.row(reader.find([sample.key for sample in images.of_split(split)]), 0)
     labels = np.array([images.classes[FOLDER_TASK].index(s.labels[FOLDER_TASK]) for s in images.of_split(split)])
     assert nll_nats(divided[rows], labels) < nll_nats(raw[rows], labels)
@@ -148,7 +147,7 @@ def test_with_data_the_classes_are_those_of_its_folders(
     data = shutil.copytree(few_images, tmp_path / "images")
     for split in ("train", "val", "test"):
         (data / split / "melanoma").rename(data / split / "mole")
-    texts = {name: name for name in scan_folder(data).classes["class"]}
+    texts = {name: name for name in scan_data(data).classes["class"]}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(texts))
     made = again(prompts=tmp_path / "p.yaml", data=data)
     assert CacheReader(made.path).tasks["class"] == tuple(sorted(texts))
@@ -213,7 +212,7 @@ def test_a_temperature_is_never_fitted_on_images_that_the_teacher_was_fitted_on(
     resealed: Callable[..., Path], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     data = shutil.copytree(few_images, tmp_path / "images", ignore=shutil.ignore_patterns("val"))
-    learned = {sample.key for sample in scan_folder(data).of_split("train")[:4]}
+    learned = {sample.key for sample in scan_data(data).of_split("train")[:4]}
 
     def marking(keys: set[bytes]) -> Callable[[Table], Table]:
         def change(table: Table) -> Table:
@@ -225,7 +224,7 @@ def test_a_temperature_is_never_fitted_on_images_that_the_teacher_was_fitted_on(
     with caplog.at_level(logging.INFO):
         again(resealed(base.path, marking(learned), name="some.h5"), data=data, calibrate=True)
     assert "on 6 train images: NLL" in caplog.text
-    every = {sample.key for sample in scan_folder(data).samples}
+    every = {sample.key for sample in scan_data(data).samples}
     with pytest.raises(SettingError, match="the teacher was fitted on all of them: leave out --calibrate"):
         again(resealed(base.path, marking(every), name="every.h5"), name="two.h5", data=data, calibrate=True)
 

@@ -21,7 +21,8 @@ from cache import CacheReader, SegmentedWriter
 from cache.errors import CacheMismatch
 from data.errors import BadImage
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, SampleSet, scan_folder
+from data.samples import FOLDER_TASK, SampleSet
+from data.scan import scan_data
 from data.views import ViewPolicy, draw
 from pipeline.errors import SettingError
 from pipeline.scores import importing as module
@@ -57,13 +58,13 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) 
 @pytest.fixture(scope="module")
 def said(tiny_data: Path) -> dict[str, NDArray[np.float32]]:
     """What the teacher says of each image."""
-    return logits_of(scan_folder(tiny_data))
+    return logits_of(scan_data(tiny_data))
 
 
 @pytest.fixture(scope="module")
 def classes(tiny_data: Path) -> tuple[str, ...]:
     """The classes of the images."""
-    return scan_folder(tiny_data).classes[FOLDER_TASK]
+    return scan_data(tiny_data).classes[FOLDER_TASK]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_the_manifest_says_where_the_scores_are_from_and_no_path(imported: Path,
 def test_classes_beyond_those_of_the_images_are_kept(
     few_images: Path, classes: tuple[str, ...], tmp_path: Path
 ) -> None:
-    said = logits_of(scan_folder(few_images))
+    said = logits_of(scan_data(few_images))
     path = write_csv(tmp_path / "s.csv", ["image", "a wart", *classes], ([n, 9, *z.tolist()] for n, z in said.items()))
     config = ImportConfig(kind="logits", views=1, names=False)
     reader = CacheReader(import_scores(path, few_images, tmp_path / "t.h5", config).path)
@@ -174,7 +175,7 @@ def test_classes_beyond_those_of_the_images_are_kept(
 
 
 def test_scores_of_each_view_stand_at_their_view(few_images: Path, classes: tuple[str, ...], tmp_path: Path) -> None:
-    images = scan_folder(few_images)
+    images = scan_data(few_images)
     wanted = [(s, view) for s in images.samples for view in range(3 if s.split == "train" else 1)]
     said = {(s.key, view): np.arange(5) * view - number for number, (s, view) in enumerate(wanted)}
     rows = [[s.name, view, *said[s.key, view].tolist()] for s, view in wanted]

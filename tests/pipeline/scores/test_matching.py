@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data.options import ScanOptions
-from data.samples import SampleSet, scan_folder
+from data.samples import SampleSet
+from data.scan import scan_data
 from pipeline.scores.matching import MatchedScores, check_classes, match_images
 from pipeline.scores.table import ScoresError, ScoreTable
 
@@ -46,7 +47,7 @@ def table(names: Sequence[str], views: Sequence[int] | None = None, scores: Sequ
 def match(
     scores: ScoreTable, root: Path, *, views: int = 3, partial: bool = False, skip: bool = False
 ) -> MatchedScores:
-    found = scan_folder(root, ScanOptions(skip_bad_images=skip))
+    found = scan_data(root, ScanOptions(skip_bad_images=skip))
     return match_images(scores, found, views, partial=partial, skip_bad_images=skip)
 
 
@@ -103,7 +104,7 @@ def test_an_image_that_is_named_twice_is_refused(images: Path) -> None:
 @pytest.mark.parametrize("named", ["both", "the one that the scan drops"])
 def test_a_file_with_the_bytes_of_another_may_be_in_the_table(named: str, own: Path) -> None:
     shutil.copy(own / NAMES[0], own / "train/a/a copy.png")
-    kept = {sample.name for sample in scan_folder(own).samples}
+    kept = {sample.name for sample in scan_data(own).samples}
     dropped = ({NAMES[0], "train/a/a copy.png"} - kept).pop()
     names = [*NAMES, "train/a/a copy.png"] if named == "both" else [dropped, *NAMES[1:]]
     matched = match(table(names, scores=[7, 1, 2, 3, 7][: len(names)]), own)
@@ -178,7 +179,7 @@ def test_views_without_scores_and_scores_without_view_are_listed(images: Path) -
 
 
 def test_classes_of_the_images_must_all_be_columns(images: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = scan_folder(images)
+    found = scan_data(images)
     scores = table(NAMES)
     check_classes(scores, found)
     object.__setattr__(scores, "classes", ("a", "b", "c"))

@@ -12,7 +12,7 @@ import pytest
 import pipeline.joining
 from cache import CacheReader
 from cache.errors import CacheMismatch
-from data.samples import scan_folder
+from data.scan import scan_data
 from data.views import ViewPolicy, draw
 from pipeline.losses.distillation import UNLABELLED
 from pipeline.targets import TeacherTargets
@@ -23,7 +23,7 @@ from pipeline.training.lessons import EpochPlan, Lessons
 @pytest.fixture(scope="module")
 def targets(tiny_data: Path, tiny_cache: Path) -> TeacherTargets:
     """30 train images of 5 classes, 3 views each."""
-    samples = scan_folder(tiny_data).of_split("train")
+    samples = scan_data(tiny_data).of_split("train")
     return pipeline.joining.join(CacheReader(tiny_cache), {"train": samples}, str(tiny_data))["train"]
 
 

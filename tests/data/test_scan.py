@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data import samples as module
+from data import files as module
 from data.errors import BadImage, BadSamples, DataError, DataNotFound, UnreadableImage
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, SampleSet, content_key, scan_folder
+from data.samples import FOLDER_TASK, SampleSet, content_key
+from data.scan import scan_data
 
 SPLIT_SIZES = {"train": 3, "val": 2, "test": 2}
 
@@ -56,7 +57,7 @@ def test_a_key_is_blake2b_128_of_the_bytes() -> None:
 
 
 def test_split_folders_give_split_label_name_and_key(split_data: Path) -> None:
-    found = scan_folder(split_data)
+    found = scan_data(split_data)
     assert len(found.samples) == 14
     assert found.splits == ("train", "val", "test")
     one = next(sample for sample in found.samples if sample.name == str(Path("val", "mel", "1.jpg")))
@@ -67,7 +68,7 @@ def test_split_folders_give_split_label_name_and_key(split_data: Path) -> None:
 
 
 def test_class_folders_give_labels_and_a_split_made_here(flat_data: Path) -> None:
-    found = scan_folder(flat_data)
+    found = scan_data(flat_data)
     assert len(found.samples) == 40
     assert {split: len(found.of_split(split)) for split in found.splits} == {"train": 28, "val": 6, "test": 6}
     assert all(sample.labels == {"class": Path(sample.path).parent.name} for sample in found.samples)
@@ -81,13 +82,13 @@ def test_split_folders_may_have_their_usual_other_names(tmp_path: Path, folder: 
     for place in ("train", folder):
         for label in ("a", "b"):
             write(tmp_path / place / label / "x.jpg", f"{place} {label}")
-    assert {sample.split for sample in scan_folder(tmp_path).samples} == {"train", split}
+    assert {sample.split for sample in scan_data(tmp_path).samples} == {"train", split}
 
 
 def test_an_unknown_folder_beside_the_splits_is_named(split_data: Path) -> None:
     write(split_data / "extra" / "mel" / "x.jpg", "extra")
     with pytest.raises(BadSamples, match="folders extra beside its splits"):
-        scan_folder(split_data)
+        scan_data(split_data)
 
 
 def test_one_split_is_not_taken_for_a_whole_data_set_and_nothing_is_written(
@@ -96,16 +97,16 @@ def test_one_split_is_not_taken_for_a_whole_data_set_and_nothing_is_written(
     monkeypatch.chdir(split_data / "val")
     for name in (split_data / "test", Path(".")):
         with pytest.raises(BadSamples, match=f"is one split of {split_data}: name that folder as DATA"):
-            scan_folder(name)
+            scan_data(name)
     assert not list(split_data.rglob("splits.csv"))
 
 
 def test_a_data_set_may_be_called_test_where_no_other_split_is_beside_it(flat_data: Path) -> None:
-    assert len(scan_folder(flat_data.rename(flat_data.with_name("test"))).samples) == 40
+    assert len(scan_data(flat_data.rename(flat_data.with_name("test"))).samples) == 40
 
 
 def test_samples_are_sorted_by_split_and_key_and_nothing_else(split_data: Path) -> None:
-    samples = scan_folder(split_data).samples
+    samples = scan_data(split_data).samples
     assert [sample.split for sample in samples] == ["train"] * 6 + ["val"] * 4 + ["test"] * 4
     for split in SPLIT_SIZES:
         keys = [sample.key for sample in samples if sample.split == split]
@@ -115,13 +116,13 @@ def test_samples_are_sorted_by_split_and_key_and_nothing_else(split_data: Path) 
 def test_class_order_is_sorted_as_python_sorts(tmp_path: Path) -> None:
     for label in ("nv", "Zoster", "bcc", "10 warts", "2 acne", "ächzen"):
         write(tmp_path / "train" / label / "x.jpg", label)
-    assert scan_folder(tmp_path).classes == {"class": ("10 warts", "2 acne", "Zoster", "bcc", "nv", "ächzen")}
+    assert scan_data(tmp_path).classes == {"class": ("10 warts", "2 acne", "Zoster", "bcc", "nv", "ächzen")}
 
 
 def test_asking_for_a_split_that_is_not_there_names_those_that_are(split_data: Path) -> None:
     shutil.rmtree(split_data / "test")
     with pytest.raises(DataNotFound, match=r"no images in split 'test'; it has: train, val") as caught:
-        scan_folder(split_data).of_split("test")
+        scan_data(split_data).of_split("test")
     assert isinstance(caught.value, FileNotFoundError)
 
 
@@ -130,19 +131,19 @@ def test_renamed_and_copied_folders_keep_keys_labels_and_split(
     layout: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     root: Path = request.getfixturevalue(layout)
-    before = described(scan_folder(root))
+    before = described(scan_data(root))
     for number, path in enumerate(sorted(root.rglob("*.*g"))):
         path.rename(path.with_name(f"renamed {100 - number}{path.suffix}"))
-    assert described(scan_folder(root)) == before
+    assert described(scan_data(root)) == before
     moved = tmp_path / "elsewhere"
     root.rename(moved)
-    assert described(scan_folder(moved)) == before
+    assert described(scan_data(moved)) == before
 
 
 def test_a_changed_file_is_another_sample(split_data: Path) -> None:
-    before = described(scan_folder(split_data))
+    before = described(scan_data(split_data))
     write(split_data / "train" / "nv" / "0.jpg", "re-encoded")
-    assert len(described(scan_folder(split_data)) & before) == len(before) - 1
+    assert len(described(scan_data(split_data)) & before) == len(before) - 1
 
 
 def test_the_same_bytes_twice_in_a_class_count_once_with_one_notice(
@@ -151,7 +152,7 @@ def test_the_same_bytes_twice_in_a_class_count_once_with_one_notice(
     for name in ("copy 1.jpg", "copy 2.jpg"):
         write(split_data / "train" / "nv" / name, "train nv 0")
     with caplog.at_level(logging.INFO):
-        found = scan_folder(split_data)
+        found = scan_data(split_data)
     assert len(found.samples) == 14
     assert [sample.name for sample in found.samples if sample.key == content_key(b"train nv 0")] == [
         str(Path("train", "nv", "0.jpg"))
@@ -165,7 +166,7 @@ def test_the_same_bytes_in_two_classes_or_splits_are_all_listed(split_data: Path
     write(split_data / "train" / "mel" / "wrong label.jpg", "train nv 0")
     write(split_data / "test" / "mel" / "leak.jpg", "train mel 1")
     with pytest.raises(BadSamples, match=r"2 images .*--allow-duplicates") as caught:
-        scan_folder(split_data)
+        scan_data(split_data)
     assert "mel/wrong label.jpg = train/nv/0.jpg" in str(caught.value)
     assert "test/mel/leak.jpg = train/mel/1.jpg" in str(caught.value)
     assert "train/nv/1.jpg" not in str(caught.value)
@@ -173,7 +174,7 @@ def test_the_same_bytes_in_two_classes_or_splits_are_all_listed(split_data: Path
 
 def test_duplicates_that_are_allowed_stay_in_both_places(split_data: Path) -> None:
     write(split_data / "test" / "nv" / "leak.jpg", "train nv 0")
-    found = scan_folder(split_data, ScanOptions(allow_duplicates=True))
+    found = scan_data(split_data, ScanOptions(allow_duplicates=True))
     assert sorted(s.split for s in found.samples if s.key == content_key(b"train nv 0")) == ["test", "train"]
     assert len(found.samples) == 15
 
@@ -181,7 +182,7 @@ def test_duplicates_that_are_allowed_stay_in_both_places(split_data: Path) -> No
 def test_duplicates_in_two_classes_of_an_unsplit_folder_are_refused(flat_data: Path) -> None:
     write(flat_data / "mel" / "again.png", "nv 3")
     with pytest.raises(BadSamples, match=r"1 images .*leak") as caught:
-        scan_folder(flat_data)
+        scan_data(flat_data)
     assert "mel/again.png = nv/3.png" in str(caught.value)
 
 
@@ -189,7 +190,7 @@ def test_every_empty_file_is_listed(split_data: Path) -> None:
     for name in ("train/nv/0.jpg", "val/mel/1.jpg", "test/nv/0.jpg"):
         write(split_data / name, "")
     with pytest.raises(BadImage, match="3 of 14 images cannot be read") as caught:
-        scan_folder(split_data)
+        scan_data(split_data)
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 3
     assert all(line.endswith("the file is empty") for line in lines)
@@ -210,7 +211,7 @@ def test_files_that_the_system_does_not_give_are_an_error_also_where_bad_images_
     monkeypatch.setattr(module, "read_bytes", gone)
     for options in (ScanOptions(), ScanOptions(skip_bad_images=True)):
         with pytest.raises(UnreadableImage, match="3 of 14 images cannot be read; repeat the same command") as caught:
-            scan_folder(split_data, options)
+            scan_data(split_data, options)
         lines = str(caught.value).splitlines()[1:]
         assert [line.endswith("cannot be read (Input/output error)") for line in lines] == [True] * 3
         assert "--skip-bad-images" not in str(caught.value)
@@ -218,23 +219,23 @@ def test_files_that_the_system_does_not_give_are_an_error_also_where_bad_images_
 
 def test_a_cache_that_is_being_made_among_the_images_is_no_class_and_no_split(split_data: Path) -> None:
     for root in (split_data, split_data / "train"):
-        before = scan_folder(split_data)
+        before = scan_data(split_data)
         for name in ("t.h5", "t.h5.parts/lock", "t.h5.parts/plan.json", "t.h5.parts/0.h5", "merged.parts/lock"):
             write(root / name, "x")
-        assert scan_folder(split_data) == before
+        assert scan_data(split_data) == before
 
 
 def test_a_folder_of_images_may_be_called_parts(flat_data: Path) -> None:
     for number in range(3):
         write(flat_data / "car.parts" / f"{number}.png", f"a class like any other {number}")
-    assert scan_folder(flat_data).classes == {"class": ("car.parts", "mel", "nv")}
+    assert scan_data(flat_data).classes == {"class": ("car.parts", "mel", "nv")}
 
 
 def test_a_long_list_ends_in_a_count(split_data: Path) -> None:
     for number in range(50):
         write(split_data / "train" / "nv" / f"empty {number:02}.jpg", "")
     with pytest.raises(BadImage, match="50 of 64") as caught:
-        scan_folder(split_data)
+        scan_data(split_data)
     lines = str(caught.value).splitlines()
     assert len(lines) == 22
     assert lines[-1] == "  ... and 30 more"
@@ -247,7 +248,7 @@ def test_hidden_files_and_other_suffixes_are_no_samples(split_data: Path) -> Non
     write(split_data / "train" / ".ipynb_checkpoints" / "0.jpg", "x")
     write(split_data / ".cache" / "0.jpg", "x")
     (split_data / "train" / "nv" / "folder.jpg").mkdir()
-    found = scan_folder(split_data)
+    found = scan_data(split_data)
     assert len(found.samples) == 14
     assert found.classes == {"class": ("mel", "nv")}
 
@@ -255,22 +256,22 @@ def test_hidden_files_and_other_suffixes_are_no_samples(split_data: Path) -> Non
 def test_suffixes_count_in_capitals_too(split_data: Path) -> None:
     write(split_data / "train" / "nv" / "a.JPG", "a")
     write(split_data / "train" / "nv" / "b.Tiff", "b")
-    assert len(scan_folder(split_data).samples) == 16
+    assert len(scan_data(split_data).samples) == 16
 
 
 def test_folders_without_images_say_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match="no such folder") as caught:
-        scan_folder(tmp_path / "nothing")
+        scan_data(tmp_path / "nothing")
     assert "DATA/<split>/<class>/*" in str(caught.value)
     (tmp_path / "mel").mkdir()
     with pytest.raises(DataNotFound, match=r"no images in .*\.jpg"):
-        scan_folder(tmp_path)
+        scan_data(tmp_path)
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     write(tmp_path / "train" / "nv" / "0.jpg", "a")
     with pytest.raises(BadSamples, match=r"one class only \(nv\)"):
-        scan_folder(tmp_path)
+        scan_data(tmp_path)
 
 
 def test_a_name_that_is_not_utf_8_survives_the_second_scan(tmp_path: Path) -> None:
@@ -282,8 +283,8 @@ def test_a_name_that_is_not_utf_8_survives_the_second_scan(tmp_path: Path) -> No
         (tmp_path / "nv" / "0.png").rename(tmp_path / "nv" / os.fsdecode(b"caf\xe9.png"))
     except OSError:
         (tmp_path / "nv" / "0.png").rename(tmp_path / "nv" / "café.png")
-    first = described(scan_folder(tmp_path))
-    assert described(scan_folder(tmp_path)) == first
+    first = described(scan_data(tmp_path))
+    assert described(scan_data(tmp_path)) == first
 
 
 def test_errors_of_samples_share_one_base() -> None:
