@@ -12,10 +12,14 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.errors import BadSamples, DataError
+
+if TYPE_CHECKING:
+    from data.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,11 @@ def stratified_subset(label_of: Mapping[bytes, str], fraction: float, seed: int)
         keys, test_size=wanted, random_state=seed % 2**32, stratify=[label_of[key] for key in keys]
     )
     return set(subset)
+
+
+def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> set[bytes]:
+    """The keys of a seeded random `fraction` of the samples with the class shares of the whole."""
+    return stratified_subset({s.key: " ".join(s.labels.values()) for s in samples}, fraction, seed)
 
 
 def _read(path: Path) -> dict[bytes, str]:

@@ -26,6 +26,7 @@ from pipeline.errors import RunError
 from pipeline.inference import Student
 from pipeline.joining import join
 from pipeline.metrics.evaluation import Answers
+from pipeline.tasks import matching_task
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +102,14 @@ class TeacherAnswers:
     """What the cache of a student has of its teacher; says once why it has nothing."""
 
     def __init__(self, student: Student, cache: Path | None, data: str) -> None:
-        self._classes, self._data, self._is_asked = student.card.classes, data, cache is not None
+        self._tasks, self._data, self._is_asked = student.card.every_task, data, cache is not None
         self._reader: CacheReader | None = None
         path = cache or (student.run.cache_path() if student.run else None)
         if path is None:
             return
         try:
             reader = CacheReader(path, memory_map=False)
-            if lacking := set(self._classes) - set(reader.tasks.get(FOLDER_TASK, ())):
-                raise CacheMismatch(f"{path} does not know the student's classes {', '.join(sorted(lacking))}")
+            self._check_known(reader)
             if cache is None and reader.recipe_id != student.recipe_id:
                 raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
             self._reader = reader
@@ -121,13 +121,20 @@ class TeacherAnswers:
         if self._reader is None:
             return None
         try:
-            targets = join(self._reader, {split: samples}, self._data, clean=[split], verified=True)[split]
+            targets = join(
+                self._reader, {split: samples}, self._data, self._tasks, clean=[split], narrow=True, verified=True
+            )[split]
         except CacheError as error:
             self._give_up(f" on {split}", error)
             return None
         rows = targets.clean_rows()
-        order = [self._reader.tasks[FOLDER_TASK].index(name) for name in self._classes]
-        return targets.teacher_logits(rows)[:, order], targets.seen(rows)
+        return targets.teacher_logits(rows), targets.seen(rows)
+
+    def _check_known(self, reader: CacheReader) -> None:
+        for task, classes in self._tasks.items():
+            name = matching_task(reader.tasks, task, len(self._tasks))
+            if lacking := set(classes) - set(reader.tasks.get(str(name), ())):
+                raise CacheMismatch(f"{reader.path} does not know the student's classes {', '.join(sorted(lacking))}")
 
     def _give_up(self, where: str, error: CacheError) -> None:
         if self._is_asked:

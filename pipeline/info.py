@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from pipeline.teachers.prompts import stored_prompts
 if TYPE_CHECKING:
     from pipeline.gate.report import TeacherReport
 
+NO_REPORTS: Mapping[str, TeacherReport] = MappingProxyType({})
 
-def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dict[str, Any]:
+
+def describe_cache(path: str | Path, reports: Mapping[str, TeacherReport] = NO_REPORTS) -> dict[str, Any]:
     """Counts, ids, identity, provenance and the report, as plain values; CacheError for what is not a cache."""
     reader = CacheReader(path)
     views_of_sample = np.diff(reader.first_row.astype(np.int64))
@@ -37,8 +40,16 @@ def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dic
         "imported_from": imported_from(reader.manifest),
         "identity": reader.manifest.identity,
         "provenance": reader.manifest.provenance,
-        **({"report": report.to_dict()} if report else {}),
+        **_described_reports(reports),
     }
+
+
+def _described_reports(reports: Mapping[str, TeacherReport]) -> dict[str, Any]:
+    """`report`, or with several tasks `reports` by task."""
+    described = {task: report.to_dict() for task, report in reports.items()}
+    if len(described) > 1:
+        return {"reports": described}
+    return {"report": next(iter(described.values()))} if described else {}
 
 
 def _head_lines(identity: Mapping[str, Any]) -> list[str]:
@@ -56,7 +67,7 @@ def _head_lines(identity: Mapping[str, Any]) -> list[str]:
     return [f"head        {what}", f"parent      {teacher.get('parent_recipe_id', 'unknown')} (its recipe_id)"]
 
 
-def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None) -> str:
+def describe_cache_as_text(path: str | Path, reports: Mapping[str, TeacherReport] = NO_REPORTS) -> str:
     """The same for people."""
     found = describe_cache(path)
     identity, provenance = found["identity"], found["provenance"]
@@ -84,8 +95,9 @@ def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None
         lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape) or 'one number'}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
-    if report:
+    for task, report in reports.items():
         from pipeline.gate.check import long_lines  # loads torch, for which nobody waits who asks about the file alone
 
+        lines += [f"of task     {task}"] if len(reports) > 1 else []
         lines += long_lines(report)
     return "\n".join(map(printable, lines))

@@ -171,7 +171,7 @@ def _teacher_numbers(
         if cache is None and reader.recipe_id != student.recipe_id:
             raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
         groups = {split: answering.samples(split) for split in ("train", "val")}
-        targets = join(reader, groups, data, clean=["val"])
+        targets = join(reader, groups, data, student.card.tasks, clean=["val"])
         report = teacher_report(targets["val"], "val", targets["train"])
         return teacher_numbers(report, targets["val"], targets["train"], settings, teacher_parameters(reader))
     except CacheError as error:
