@@ -53,5 +53,5 @@ def bullet_list(lines: Iterable[str], limit: int = 20) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with line breaks, terminal escapes and bytes that are no UTF-8, as file names may have them, spelt out."""
+    """The text with line breaks, terminal escapes and bytes that are no UTF-8, as names may have them, spelt out."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from data.decode import IMAGE_SUFFIXES
+from data.decode import EMPTY, IMAGE_SUFFIXES
 from data.errors import BadFile, BadImage, UnreadableImage, bullet_list
 from data.hashes import RememberedHashes
 from data.options import ScanOptions
@@ -27,7 +28,6 @@ from data.samples import content_key
 
 log = logging.getLogger(__name__)
 
-EMPTY = "the file is empty"
 MAX_LISTED = 100
 """Bad files that a message lists."""
 _BATCH = 990
@@ -150,7 +150,7 @@ def hash_files(paths: Sequence[str], memo: Path | None = None) -> tuple[list[byt
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
             parts = pool.map(lambda part: [_status(path) for path in part], _slices(batch, 8))
-            status = {path: result for path, result in zip(batch, (one for part in parts for one in part), strict=True)}
+            status = dict(zip(batch, chain.from_iterable(parts), strict=True))
             sound = {path: result for path, result in status.items() if isinstance(result, os.stat_result)}
             found: dict[str, bytes | BadFile] = {**remembered.find(sound)}
             new = [path for path in batch if path not in found]
@@ -220,6 +220,5 @@ def tell_of_names(names: Iterable[str]) -> None:
     """One notice of names that are not UTF-8: they work, but nobody can read or type them."""
     odd = [name for name in names if not name.isascii() and name.encode(errors="ignore").decode() != name]
     if odd:
-        log.info(
-            "%s names of images are not UTF-8, and are shown with escapes:\n%s", f"{len(odd):,}", bullet_list(odd, 3)
-        )
+        shown = bullet_list(odd, 3)
+        log.info("%s names of images are not UTF-8, and are shown with escapes:\n%s", f"{len(odd):,}", shown)

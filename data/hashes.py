@@ -126,7 +126,8 @@ def _opened(path: Path) -> sqlite3.Connection | None:
     try:
         # A later version with other columns names its table anew: both then live in one file.
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS hashes_1 (name BLOB PRIMARY KEY, stamp TEXT, day INTEGER, key BLOB) WITHOUT ROWID"
+            "CREATE TABLE IF NOT EXISTS hashes_1 "
+            "(name BLOB PRIMARY KEY, stamp TEXT, day INTEGER, key BLOB) WITHOUT ROWID"
         )
     except sqlite3.Error as error:
         connection.close()
@@ -136,7 +137,7 @@ def _opened(path: Path) -> sqlite3.Connection | None:
 
 
 def _tell(path: Path | None, error: Exception) -> None:
-    """Into the debug log; a file that is damaged, not locked or full, is removed, so that the next scan has a new one."""
+    """Into the debug log; a file that is damaged (not locked or full) is removed: the next scan makes a new one."""
     log.debug("hashes are not remembered in %s: %s", path, error)
     if path is not None and type(error) is sqlite3.DatabaseError:
         with contextlib.suppress(OSError):

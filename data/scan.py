@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleSet:
     """Find, hash and label every image below `root`.
 
-    Raises DataNotFound, UnreadableImage (files that cannot be read, all listed), BadImage (files without bytes) or BadSamples
-    (duplicates, all listed).
+    Raises DataNotFound, UnreadableImage (a disk or network failed), BadImage (files without bytes, all listed) or
+    BadSamples (duplicates, all listed).
     """
     root = Path(root)
     files, there = in_folders(root)

@@ -22,7 +22,7 @@ from cache.manifest import differences
 from data.errors import bullet_list
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import SettingError, TeacherError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
@@ -161,7 +161,7 @@ def _labelled(
     reader: CacheReader, data: str | Path, scan: ScanOptions
 ) -> tuple[dict[str, TeacherTargets], tuple[str, ...]]:
     """The images of each split with their rows, and the class names."""
-    images = scan_data(data, scan)
+    images = scan_like(reader, data, scan)
     classes = images.classes[FOLDER_TASK]
     splits = {split: images.of_split(split) for split in images.splits}
     joined = join(reader, splits, str(data), clean=images.splits, skip_bad_images=scan.skip_bad_images, classes=classes)
