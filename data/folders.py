@@ -5,13 +5,14 @@ Run: softlabel train DATA t.h5 -o RUN
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.decode import IMAGE_SUFFIXES
 from data.errors import BadSamples, DataNotFound
-from data.files import images_in, subfolders
+from data.files import ImageFiles, images_below, subfolders
 from data.samples import FOLDER_TASK
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -21,7 +22,7 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": 
 class Found:
     """A file that is to be a sample, before anybody has looked into it."""
 
-    path: Path
+    path: str
     name: str
     """Path relative to the data folder, with /, for people."""
     split: str = ""
@@ -32,37 +33,36 @@ class Found:
     """Empty where it belongs to nothing but itself."""
 
 
-def in_folders(root: Path) -> list[Found]:
-    """Every image of a folder layout, in path order."""
+def in_folders(root: Path) -> tuple[list[Found], ImageFiles]:
+    """(every image of a folder layout, in path order; what else a walk through the folders found)."""
     if not root.is_dir():
         raise DataNotFound(f"no such folder: {root}; expected DATA/<split>/<class>/* or DATA/<class>/* with images")
-    folders = subfolders(root)
-    unknown = [folder.name for folder in folders if folder.name not in _SPLIT_FOLDERS]
-    only_splits = bool(folders) and not unknown and not any(images_in(folder) for folder in folders)
-    if only_splits or "train" in {folder.name for folder in folders}:
-        if unknown:
-            raise BadSamples(
-                f"{root} has the folders {', '.join(unknown)} beside its splits; "
-                f"expected only {', '.join(_SPLIT_FOLDERS)}: move the others away"
-            )
-        pairs = [(split, label) for split in folders for label in subfolders(split)]
-        files = [
-            _found(root, path, _SPLIT_FOLDERS[split.name], label.name)
-            for split, label in pairs for path in images_in(label)
-        ]  # fmt: skip
-    else:
+    there = images_below(root)
+    start = len(os.path.join(root, ""))
+    parts = [path[start:].split(os.sep) for path in [*there.paths, *(file.path for file in there.bad)]]
+    folders = {part[0] for part in parts if len(part) > 1}
+    unknown = sorted(folders - set(_SPLIT_FOLDERS))
+    only_splits = bool(folders) and not unknown and not any(len(part) == 2 for part in parts)
+    has_splits = only_splits or "train" in folders
+    if has_splits and unknown:
+        raise BadSamples(
+            f"{root} has the folders {', '.join(unknown)} beside its splits; "
+            f"expected only {', '.join(_SPLIT_FOLDERS)}: move the others away"
+        )
+    if not has_splits:
         _check_is_no_split(root)
-        files = [_found(root, path, "", label.name) for label in folders for path in images_in(label)]
-    if not files:
+    depth = 2 if has_splits else 1
+    files = [
+        Found(
+            path, "/".join(part), _SPLIT_FOLDERS[part[0]] if has_splits else "", {FOLDER_TASK: part[depth - 1]}
+        ) for path, part in zip(there.paths, parts, strict=False) if len(part) > depth
+    ]  # fmt: skip
+    if not files and not there.bad:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataNotFound(
             f"no images in {root}; expected DATA/<split>/<class>/* or DATA/<class>/* with files named {suffixes}"
         )
-    return files
-
-
-def _found(root: Path, path: Path, split: str, label: str) -> Found:
-    return Found(path, path.relative_to(root).as_posix(), split, {FOLDER_TASK: label})
+    return files, there
 
 
 def _check_is_no_split(root: Path) -> None:

@@ -18,3 +18,7 @@ class ScanOptions:
     """Save a split that is made now; False for commands that only ask, which make the same one in memory."""
     skip_bad_images: bool = False
     """Leave out files that are empty or no whole image, with a notice, instead of stopping."""
+    collect_bad_files: bool = False
+    """Hand over those without bytes as `SampleSet.bad_files`, for callers that tell all bad files at once."""
+    memo: Path | None = None
+    """Where hashes are remembered (`data.hashes`); None hashes every file anew."""

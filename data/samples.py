@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import DataNotFound
+from data.errors import BadFile, DataNotFound
 from data.splits import SPLITS
 
 FOLDER_TASK = "class"
@@ -41,6 +41,8 @@ class SampleSet:
     samples: tuple[Sample, ...]
     classes: Mapping[str, tuple[str, ...]]
     """Task -> class names in `sorted()` order, as torchvision and the course server have it."""
+    bad_files: tuple[BadFile, ...] = ()
+    """Those without bytes, which are no samples."""
 
     def of_split(self, split: str) -> list[Sample]:
         """The samples of one split; DataNotFound names the splits there are."""

@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from data.errors import BadSamples, bullet_list
-from data.files import hash_files
+from data.errors import BadImage, BadSamples, bullet_list
+from data.files import check_bad_files, hash_files, listed, tell_of_names, tell_of_others
 from data.folders import in_folders
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet
@@ -23,16 +23,22 @@ log = logging.getLogger(__name__)
 def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleSet:
     """Find, hash and label every image below `root`.
 
-    Raises DataNotFound, UnreadableImage (files that cannot be read, all listed), BadImage (empty ones) or BadSamples
-    (duplicates, all listed).
+    Raises DataNotFound, UnreadableImage (a disk or network failed), BadImage (files without bytes, all listed) or
+    BadSamples (duplicates, all listed).
     """
     root = Path(root)
-    files = in_folders(root)
-    keys = hash_files([file.path for file in files], options.skip_bad_images)
+    files, there = in_folders(root)
+    keys, unread = hash_files([file.path for file in files], options.memo)
+    bad = sorted([*there.bad, *unread], key=lambda file: file.path)
+    check_bad_files(bad, len(files) + len(there.bad), options)
+    tell_of_others(there.ignored)
+    tell_of_names(file.name for file in files)
     samples = [
-        Sample(key, str(file.path), file.name, file.split, file.labels, file.group)
+        Sample(key, file.path, file.name, file.split, file.labels, file.group)
         for key, file in zip(keys, files, strict=True) if key is not None
     ]  # fmt: skip
+    if not samples:
+        raise BadImage(f"none of {len(bad):,} images in {root} can be read: is this the right folder?\n{listed(bad)}")
     if any(not sample.split for sample in samples):
         label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in samples}
         name_of = {sample.key: sample.name for sample in samples}
@@ -44,7 +50,7 @@ def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleS
     classes = tuple(sorted({sample.labels[FOLDER_TASK] for sample in samples}))
     if len(classes) < 2:
         raise BadSamples(f"{root} has images of one class only ({classes[0]}); a classifier needs at least two")
-    return SampleSet(root, tuple(samples), {FOLDER_TASK: classes})
+    return SampleSet(root, tuple(samples), {FOLDER_TASK: classes}, tuple(bad))
 
 
 def _without_duplicates(samples: list[Sample], allowed: bool) -> list[Sample]:

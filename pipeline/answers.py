@@ -17,11 +17,12 @@ from tqdm import tqdm
 from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
 from data.errors import DataNotFound
-from data.loaders import StudentLoader, ViewItem, default_workers, is_decodable
+from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet
 from data.splits import SPLITS
 from data.views import CLEAN_ROW
+from pipeline.bad_images import decodable, opened
 from pipeline.errors import RunError
 from pipeline.inference import Student
 from pipeline.joining import join
@@ -44,6 +45,7 @@ class Answering:
         self._workers = default_workers(student.device) if workers is None else workers
         self.learned = student.run.learned_keys() if student.run else None
         self._parts, self._decodable = parts_of(images, self.learned), dict[str, list[Sample]]()
+        self._cache = opened(cache_of(student, cache))
         self._teacher = TeacherAnswers(student, cache, str(images.root))
 
     @property
@@ -57,10 +59,10 @@ class Answering:
             there = ", ".join(self._parts)
             raise DataNotFound(f"{self._root} has no images in split '{split}'; it has: {there}")
         samples, _ = self._parts[split]
-        if not self._skip_bad_images:
-            return samples
         if split not in self._decodable:
-            self._decodable[split] = [sample for sample in samples if is_decodable(sample)]
+            self._decodable[split] = decodable(self._cache, samples, skip=self._skip_bad_images)
+            if n_bad := len(samples) - len(self._decodable[split]):
+                log.info("%s images of %s cannot be decoded and are left out", f"{n_bad:,}", split)
         return self._decodable[split]
 
     def labels(self, split: str) -> NDArray[np.int64]:
@@ -89,6 +91,11 @@ class Answering:
         )
 
 
+def cache_of(student: Student, cache: Path | None) -> Path | None:
+    """The cache that was named, else where that of the student's run was."""
+    return cache or (student.run.cache_path() if student.run else None)
+
+
 def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> NDArray[np.float32]:
     """Raw logits of the clean view of each sample, float32 [N, C]."""
     items = [ViewItem(sample, CLEAN_ROW, i) for i, sample in enumerate(samples)]
@@ -104,7 +111,7 @@ class TeacherAnswers:
     def __init__(self, student: Student, cache: Path | None, data: str) -> None:
         self._tasks, self._data, self._is_asked = student.card.every_task, data, cache is not None
         self._reader: CacheReader | None = None
-        path = cache or (student.run.cache_path() if student.run else None)
+        path = cache_of(student, cache)
         if path is None:
             return
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ class BuildResult:
     n_computed: int
     """Rows computed now; the others stood already."""
     n_skipped: int
-    """Images left out because they cannot be decoded."""
+    """Files left out because they are no image."""
     n_recomputed: int
     """Rows that overflowed in half precision and were computed again in float32."""
     wall_s: float
@@ -74,7 +74,7 @@ def build_cache(
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
     check_output_file(out)
-    images = scan_data(data, scan)
+    images = scan_data(data, replace(scan, collect_bad_files=True))
     teacher = prepare_teacher(images, config)
     batch_size = config.batch_size or default_batch_size(teacher.device)
     checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved
@@ -121,8 +121,8 @@ def _build(
                 "the rows that stand were computed in another way, and last digits depend on it; the cache records "
                 "the way of now (before against now): %s", "; ".join(found),
             )  # fmt: skip
-        n_images = len(images.samples)
-        bad = find_bad_files([sample for sample, _ in wanted], checked)
+        n_images = len(images.samples) + len(images.bad_files)
+        bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted], checked)]
         refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
         tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)

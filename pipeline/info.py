@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +13,7 @@ import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from cache.manifest import Manifest
 from pipeline.repair.remedies import REHEAD, derived_by
 from pipeline.scores.table import imported_from
 from pipeline.teachers.prompts import stored_prompts
@@ -20,18 +23,30 @@ if TYPE_CHECKING:
 
 NO_REPORTS: Mapping[str, TeacherReport] = MappingProxyType({})
 
+_N_REASONS, _REASON_LENGTH = 10, 100
+"""Of images left out, that people are told; a cache from strangers may hold any number and text."""
+
+
+def skipped_by_reason(manifest: Manifest) -> dict[str, int]:
+    """Why images were left out -> how many, most first; numbers in a reason, such as missing bytes, stand as N."""
+    reasons = Counter(re.sub(r"\d+", "N", reason) for reason in manifest.skipped.values())
+    reasons += Counter(manifest.skipped_files)
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
 
 def describe_cache(path: str | Path, reports: Mapping[str, TeacherReport] = NO_REPORTS) -> dict[str, Any]:
     """Counts, ids, identity, provenance and the report, as plain values; CacheError for what is not a cache."""
     reader = CacheReader(path)
     views_of_sample = np.diff(reader.first_row.astype(np.int64))
+    skipped = skipped_by_reason(reader.manifest)
     counts, n_samples = np.unique(views_of_sample, return_counts=True)
     return {
         "path": str(path),
         "bytes": Path(path).stat().st_size,
         "samples": reader.n_samples,
         "rows": reader.n_rows,
-        "skipped": len(reader.manifest.skipped),
+        "skipped": sum(skipped.values()),
+        "skipped_by_reason": skipped,
         "samples_by_number_of_views": {int(v): int(n) for v, n in zip(counts, n_samples, strict=True)},
         "features": {name: list(shape) for name, shape in reader.features.items()},
         "recipe_id": reader.recipe_id,
@@ -77,7 +92,11 @@ def describe_cache_as_text(path: str | Path, reports: Mapping[str, TeacherReport
         f"{found['bytes'] / found['rows']:,.0f} bytes a view"
     ]
     if found["skipped"]:
-        lines.append(f"left out    {found['skipped']:,} images that could not be decoded")
+        lines.append(f"left out    {found['skipped']:,} images that could not be read or decoded")
+        reasons = list(found["skipped_by_reason"].items())
+        lines += [f"            {n:,}: {reason[:_REASON_LENGTH]}" for reason, n in reasons[:_N_REASONS]]
+        if rest := sum(n for _, n in reasons[_N_REASONS:]):
+            lines.append(f"            {rest:,}: other reasons (--json lists them)")
     for task in identity["tasks"]:
         lines.append(f"task        {task['name']}: {len(task['classes'])} classes: {', '.join(task['classes'])}")
     how, teacher, source = (

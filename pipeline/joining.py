@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch
 from data.errors import bullet_list
-from data.loaders import is_decodable
 from data.samples import Sample
+from pipeline.bad_images import decodable
 from pipeline.losses.distillation import UNLABELLED
 from pipeline.repair.remedies import advice_other_classes, derived_by
 from pipeline.scores.table import imported_from
@@ -93,15 +93,8 @@ def _labels(samples: Sequence[Sample], tasks: Tasks) -> NDArray[np.int64]:
 
 
 def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:
-    left_out = reader.manifest.skipped
-    kept, n_bad = {}, 0
-    for name, samples in groups.items():
-        missing = np.flatnonzero(reader.find([sample.key for sample in samples]) < 0).tolist()
-        suspects = [at for at in missing if skip_bad_images or samples[at].key.hex() in left_out]
-        bad = {at for at in suspects if not is_decodable(samples[at])}
-        kept[name] = [sample for at, sample in enumerate(samples) if at not in bad]
-        n_bad += len(bad)
-    if n_bad:
+    kept = {name: decodable(reader, samples, skip=skip_bad_images) for name, samples in groups.items()}
+    if n_bad := sum(map(len, groups.values())) - sum(map(len, kept.values())):
         log.info("%s images cannot be decoded and are left out", f"{n_bad:,}")
     return kept
 

@@ -25,7 +25,7 @@ from data.errors import bullet_list
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import Sample
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
@@ -85,7 +85,7 @@ def recompute_rows(
     """
     reader = CacheReader(cache, memory_map=False)
     refuse_derived(reader)
-    images = scan_data(data, scan)
+    images = scan_like(reader, data, scan)
     samples = images.samples
     rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]

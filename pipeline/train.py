@@ -28,7 +28,7 @@ from cache.errors import printable
 from data.loaders import StudentLoader, ViewMemory, default_workers
 from data.options import ScanOptions
 from data.samples import Sample, SampleSet
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import OutputExists, RunError, SettingError, did_you_mean
 from pipeline.gate.check import check_teacher, short_lines
 from pipeline.gate.report import TeacherReport, teacher_reports
@@ -104,7 +104,7 @@ def train(
             previous = run.load_last()
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
         reader = CacheReader(cache, memory_map=False)
-        images = scan_data(data, scan)
+        images = scan_like(reader, data, scan)
         training = _Training(
             run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
         )

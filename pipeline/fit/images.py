@@ -77,7 +77,7 @@ def choose_images(images: SampleSet, *, val_fraction: float, seed: int, skip_bad
     learn, val, where = split_off_validation(images, val_fraction, seed)
     bad = find_bad_files([*learn, *val])
     refuse_or_tell(bad, len(learn) + len(val), "the fit has not started", skip=skip_bad_images)
-    paths = {file.sample.path for file in bad}
+    paths = {file.path for file in bad}
     learn, val = ([sample for sample in group if sample.path not in paths] for group in (learn, val))
     if len({sample.labels[FOLDER_TASK] for sample in learn}) < 2 or not val:
         raise BadSamples(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cache import CacheReader
 from data.errors import BadSamples
 from data.options import ScanOptions
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import TeacherError
 from pipeline.gate.calibration import mean_entropy, temperature_range
 from pipeline.gate.chance import Renaming, adjusted_for_chance, chance_p_value, find_renaming
@@ -127,7 +127,8 @@ def reports_on(cache: str | Path, data: str | Path, split: str | None, scan: Sca
 
     Train images that the cache lacks take no part. Raises DataError, CacheError or TeacherError.
     """
-    reader, images = CacheReader(cache, memory_map=False), scan_data(data, scan)
+    reader = CacheReader(cache, memory_map=False)
+    images = scan_like(reader, data, scan)
     split = split or next(name for name in ("val", "test", "train") if name in images.splits)
     groups = {split: images.of_split(split)}
     if split != "train" and "train" in images.splits:

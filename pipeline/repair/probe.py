@@ -23,7 +23,7 @@ from cache import CacheReader
 from data.errors import BadSamples
 from data.groups import EACH_IMAGE, group_folds, read_groups
 from data.options import ScanOptions
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import SettingError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
@@ -111,7 +111,7 @@ def probe_cache(
     started = time.perf_counter()
     check_new_file(out)
     reader = CacheReader(cache, memory_map=False)
-    images = scan_data(data, scan)
+    images = scan_like(reader, data, scan)
     images.of_split("train")
     splits = {split: images.of_split(split) for split in images.splits}
     joined = join(

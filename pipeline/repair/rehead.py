@@ -21,7 +21,7 @@ from cache.errors import CacheMismatch
 from cache.manifest import differences
 from data.errors import bullet_list
 from data.options import ScanOptions
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import SettingError, TeacherError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
@@ -178,7 +178,7 @@ def _described_teacher(reader: CacheReader) -> dict[str, Any]:
 
 def _labelled(reader: CacheReader, data: str | Path, scan: ScanOptions) -> tuple[dict[str, TeacherTargets], Tasks]:
     """The images of each split with their rows, and what is asked about them."""
-    images = scan_data(data, scan)
+    images = scan_like(reader, data, scan)
     splits = {split: images.of_split(split) for split in images.splits}
     joined = join(
         reader, splits, str(data), images.classes,
