@@ -18,11 +18,10 @@ from cache.errors import CacheDamaged, CacheMismatch
 from data.errors import bullet_list
 from data.samples import Sample
 from pipeline.bad_images import decodable
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.repair.remedies import advice_other_classes, derived_by
 from pipeline.scores.table import imported_from
 from pipeline.targets import StoredTask, TeacherTargets, read_by_training, view_policy
-from pipeline.tasks import Tasks, matching_task
+from pipeline.tasks import Tasks, label_numbers, matching_task
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +79,9 @@ def join(
             stored[task] = StoredTask(str(name), tuple(column[known] for known in tasks[task]))
     asked = Tasks(tasks)
     return {
-        name: TeacherTargets(reader, samples, index_N[name], _labels(samples, asked), asked, stored)
+        name: TeacherTargets(reader, samples, index_N[name], label_numbers(samples, asked), asked, stored)
         for name, samples in groups.items()
     }
-
-
-def _labels(samples: Sequence[Sample], tasks: Tasks) -> NDArray[np.int64]:
-    """Class of each sample in each task, int64 [N, T]; a class that is not asked about counts as none."""
-    numbers = [(task, {name: number for number, name in enumerate(names)}) for task, names in tasks.items()]
-    labels = [[number.get(s.labels.get(task, ""), UNLABELLED) for task, number in numbers] for s in samples]
-    return np.array(labels, np.int64).reshape(len(samples), len(tasks))
 
 
 def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:

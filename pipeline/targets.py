@@ -19,8 +19,7 @@ from cache.errors import CacheMismatch
 from data.loaders import ViewItem, read_sample
 from data.samples import Sample
 from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness_tolerance
-from pipeline.losses.distillation import UNLABELLED
-from pipeline.tasks import Tasks
+from pipeline.tasks import UNLABELLED, Tasks
 
 SEEN = "seen"
 """The feature, one scalar a row: 1 where the teacher, or the head that said the row, was fitted on the row's sample or

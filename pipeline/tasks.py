@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
-from data.samples import FOLDER_TASK
+import numpy as np
+from numpy.typing import NDArray
+
+from data.samples import FOLDER_TASK, Sample
+
+UNLABELLED = -1
+"""The number of the class of a sample that has no label."""
 
 
 class Tasks(Mapping[str, tuple[str, ...]]):
@@ -72,3 +78,17 @@ def matching_task(known: Mapping[str, Sequence[str]], task: str, n_tasks: int) -
     if task in known:
         return task
     return next(iter(known)) if len(known) == 1 and n_tasks == 1 else None
+
+
+def label_numbers(samples: Sequence[Sample], tasks: Tasks) -> NDArray[np.int64]:
+    """Class of each sample in each task, int64 [N, T]; UNLABELLED where it has none, or one that is not asked about."""
+    numbers = [(task, {name: number for number, name in enumerate(names)}) for task, names in tasks.items()]
+    labels = [[number.get(s.labels.get(task, ""), UNLABELLED) for task, number in numbers] for s in samples]
+    return np.array(labels, np.int64).reshape(len(samples), len(tasks))
+
+
+def label_bytes(sample: Sample, tasks: Mapping[str, Sequence[str]]) -> bytes:
+    """What a digest over samples takes of its labels; of a single task its class alone."""
+    if len(tasks) == 1:
+        return "".join(sample.labels.values()).encode()
+    return repr(sorted(sample.labels.items())).encode()

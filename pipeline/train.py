@@ -40,7 +40,7 @@ from pipeline.report.closing import FinishedRun, close
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.budget import check_budget, n_parameters
 from pipeline.students.prepare import prepare_student
-from pipeline.tasks import Tasks
+from pipeline.tasks import Tasks, label_bytes
 from pipeline.torchscript import StudentCard
 from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig, other_settings
@@ -169,7 +169,7 @@ class _Training:
         self._validate = Validator(targets["val"], self._card, self._load, device)
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
-            "images": _key_digest(learners, validators), "class_weights": _digest_of(weights_K),
+            "images": _key_digest(tasks, learners, validators), "class_weights": _digest_of(weights_K),
             **self._student.ids,
         }  # fmt: skip
         keys = bytearray(b"".join(sample.key for sample in self._lessons.samples))
@@ -328,19 +328,13 @@ def saved_config(run: str | Path) -> TrainConfig:
     return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig) if field.name in saved})
 
 
-def _key_digest(*groups: Sequence[Sample]) -> str:
+def _key_digest(tasks: Tasks, *groups: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for group in groups:
         digest.update(len(group).to_bytes(8, "little"))
         for sample in group:
-            digest.update(sample.key + _labels_of(sample))
+            digest.update(sample.key + label_bytes(sample, tasks))
     return digest.hexdigest()
-
-
-def _labels_of(sample: Sample) -> bytes:
-    """Of a single task its label alone, which is what older runs hashed."""
-    labels = list(sample.labels.items())
-    return (labels[0][1] if len(labels) == 1 else repr(sorted(labels))).encode()
 
 
 def _parts(step: Step, card: StudentCard) -> str:

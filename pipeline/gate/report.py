@@ -22,10 +22,10 @@ from pipeline.errors import TeacherError
 from pipeline.gate.calibration import mean_entropy, temperature_range
 from pipeline.gate.chance import Renaming, adjusted_for_chance, chance_p_value, find_renaming
 from pipeline.joining import join
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.metrics.calibration import confidence, expected_calibration_error
 from pipeline.targets import SEEN, TeacherTargets
+from pipeline.tasks import UNLABELLED
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 MIN_ADJUSTED_ACCURACY, MAX_P_VALUE = 0.05, 0.01

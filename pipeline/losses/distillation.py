@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-UNLABELLED = -1
-"""The label of a sample that takes no part in the hard loss."""
+from pipeline.tasks import UNLABELLED
 
 
 class LossParts(NamedTuple):

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from data.errors import BadSamples
 from data.splits import stratified_subset
 from pipeline.errors import SettingError, did_you_mean
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.process import derived_seed
-from pipeline.tasks import Tasks
+from pipeline.tasks import UNLABELLED, Tasks
 
 
 def keep_labels(keys: Sequence[bytes], labels_NT: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:

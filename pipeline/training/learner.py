@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses.distillation import UNLABELLED, LossParts, distillation_loss, tasks_loss
-from pipeline.tasks import Tasks
+from pipeline.losses.distillation import LossParts, distillation_loss, tasks_loss
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimisation import (
     MovingAverage,

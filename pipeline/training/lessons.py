@@ -15,9 +15,9 @@ from cache.errors import CacheMismatch
 from data.loaders import ViewItem
 from data.samples import Sample
 from data.views import draw
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.process import derived_seed
 from pipeline.targets import TeacherTargets, times_before, view_policy
+from pipeline.tasks import UNLABELLED
 from pipeline.training.config import TrainConfig
 from pipeline.training.labels import class_counts, keep_labels
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from data.loaders import StudentLoader
 from pipeline.inference import normalise
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.targets import TeacherTargets
+from pipeline.tasks import UNLABELLED
 from pipeline.torchscript import StudentCard
 
 _BATCH_SIZE = 128

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SettingError
-from pipeline.losses.distillation import UNLABELLED
-from pipeline.tasks import Tasks
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.labels import class_counts, class_weights, keep_labels, logit_offsets
 
 CLASSES = ("mel", "nv", "vasc")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses.distillation import UNLABELLED, distillation_loss
-from pipeline.tasks import Tasks
+from pipeline.losses.distillation import distillation_loss
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, Step, Tally, TaskStep
 

@@ -14,8 +14,8 @@ from cache import CacheReader
 from cache.errors import CacheMismatch
 from data.scan import scan_data
 from data.views import ViewPolicy, draw
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.targets import TeacherTargets
+from pipeline.tasks import UNLABELLED
 from pipeline.training.config import TrainConfig
 from pipeline.training.lessons import EpochPlan, Lessons
 
