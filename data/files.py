@@ -14,6 +14,7 @@ from data.decode import IMAGE_SUFFIXES, read_bytes
 from data.errors import BadImage, UnreadableImage
 from data.samples import content_key
 
+
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, in path order; hidden ones and the parts of an unfinished cache are none."""
     folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

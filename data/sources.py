@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data.downloads import is_download, materialise
+from data.downloads import is_download as is_download
+from data.downloads import materialise
 from data.errors import BadOption, DataNotFound, did_you_mean
 from data.options import ScanOptions, flag_of
 
@@ -37,13 +38,22 @@ class Source:
 
 def resolve(data: str | Path, options: ScanOptions) -> Source:
     """The folder and all settings that DATA stands for. Writes a public data set into `options.downloads` first."""
-    if Path(data).suffix.lower() in FILE_SUFFIXES and not is_download(data):
+    found = described(data, options)
+    if not is_download(found.root):
+        return found
+    folder = materialise(found.root, found.options)
+    return Source(folder, replace(found.options, label_columns=(), image_column=None))
+
+
+def described(data: str | Path, options: ScanOptions) -> Source:
+    """What DATA says of itself; reads a data set file, and nothing else. A public data set is its own `root`."""
+    if is_data_set_file(data):
         data, options = _read_data_set_file(Path(data), options)
+    root = Path(data)
     if is_download(data):
         _check_no_table(options, f"{data} has no table: ", but=("label_columns", "image_column"))
-        return Source(materialise(data, options), replace(options, label_columns=(), image_column=None))
-    root = Path(data)
-    if root.suffix.lower() in TABLE_SUFFIXES and not root.is_dir():
+        return Source(root, options)
+    if is_table(data):
         if options.csv is not None:
             raise BadOption(f"DATA is the table {root}, and --csv names another one, {options.csv}: name one")
         root, options = root.parent, replace(options, csv=root)
@@ -58,13 +68,14 @@ def resolve(data: str | Path, options: ScanOptions) -> Source:
     return Source(root, replace(options, csv=_look(options.csv, root), image_dirs=found))
 
 
-def table_of(data: str | Path, options: ScanOptions = ScanOptions()) -> Path | None:
-    """The table of a data set, if it has one; reads a data set file, and nothing else."""
-    if Path(data).suffix.lower() in FILE_SUFFIXES and not is_download(data):
-        data, options = _read_data_set_file(Path(data), options)
-    if options.csv is not None:
-        return _look(options.csv, Path(data))
-    return Path(data) if Path(data).suffix.lower() in TABLE_SUFFIXES and Path(data).is_file() else None
+def is_table(data: str | Path) -> bool:
+    """Whether DATA is a table."""
+    return Path(data).suffix.lower() in TABLE_SUFFIXES and not Path(data).is_dir() and not is_download(data)
+
+
+def is_data_set_file(data: str | Path) -> bool:
+    """Whether DATA is a data set file."""
+    return Path(data).suffix.lower() in FILE_SUFFIXES and not Path(data).is_dir() and not is_download(data)
 
 
 def _look(path: Path, root: Path) -> Path:

@@ -45,7 +45,9 @@ def _wanted(samples: Sequence[Sample], only: Sequence[str]) -> dict[str, set[str
         task, has_task, name = entry.partition("=")
         if not has_task or task not in classes:
             if has_task and len(classes) > 1:
-                problems.append(f"no task is called '{task}'{did_you_mean(task, classes)} ({', '.join(sorted(classes))})")
+                problems.append(
+                    f"no task is called '{task}'{did_you_mean(task, classes)} ({', '.join(sorted(classes))})"
+                )
                 continue
             if len(classes) > 1:
                 problems.append(f"of which task is '{entry}'? Write TASK={entry} ({', '.join(sorted(classes))})")
