@@ -110,7 +110,7 @@ def bmp(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def suffix_of(encoded: bytes) -> str:
-    """The usual suffix of a file by its first bytes; `.img`, which nobody takes for an image, where they say nothing."""
+    """The usual suffix of a file by its first bytes; `.img`, which nobody takes for an image, where it is none."""
     for magic, suffix in _MAGIC.items():
         if encoded.startswith(magic):
             return suffix

@@ -109,8 +109,8 @@ def refuse_leaks(leaks: Sequence[GroupLeak], n_groups: int, remedy: str) -> None
     """BadSamples that lists them with some of their images, and what to do; nothing where there is none."""
     if leaks:
         raise BadSamples(
-            f"{len(leaks):,} of {n_groups:,} groups stand in two splits (a leak: what is tested was learned); {remedy}, "
-            f"or pass --allow-group-leaks:\n{bullet_list(map(describe_leak, leaks))}"
+            f"{len(leaks):,} of {n_groups:,} groups stand in two splits (a leak: what is tested was learned); {remedy}"
+            f", or pass --allow-group-leaks:\n{bullet_list(map(describe_leak, leaks))}"
         )
 
 

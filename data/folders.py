@@ -25,16 +25,18 @@ def in_folders(root: Path) -> Listing:
         raise DataNotFound(f"no such folder: {root}; expected {_LAYOUTS} with images")
     folders = subfolders(root)
     named = [folder for folder in folders if folder.name not in UNLABELLED_FOLDERS]
-    unknown = [folder.name for folder in named if not split_of(folder.name)]
-    only_splits = bool(named) and not unknown and not any(images_in(folder) for folder in named)
-    if only_splits or "train" in {folder.name.casefold() for folder in named}:
+    splits = [folder for folder in named if split_of(folder.name)]
+    unknown = _filled([folder for folder in named if folder not in splits]) if splits else named
+    only_splits = bool(splits) and not unknown and not any(images_in(folder) for folder in splits)
+    if only_splits or "train" in {folder.name.casefold() for folder in splits}:
         if unknown:
             raise BadSamples(
-                f"{root} has the folders {', '.join(unknown)} beside its splits; "
+                f"{root} has the folders {', '.join(folder.name for folder in unknown)} beside its splits; "
                 f"expected only {', '.join(SPLIT_NAMES)}: move the others away"
             )
-        files = [found for folder in folders for found in _of_split(root, folder)]
-        outside = [root, *named]
+        beside = [folder for folder in folders if folder.name in UNLABELLED_FOLDERS]
+        files = [found for folder in (*beside, *splits) for found in _of_split(root, folder)]
+        outside = [root, *splits]
     else:
         _check_is_no_split(root)
         _check_level(root, named)

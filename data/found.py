@@ -37,6 +37,8 @@ class BadFile:
     reason: str
     unreadable: bool = False
     """Whether the system did not give its bytes, which says nothing of the image in it."""
+    missing: bool = False
+    """Whether a table names it and it is nowhere."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class _Rows:
     def said(self, row: Row) -> _Said:
         """What the row says of it."""
         labels = {column: row.cells[at] for column, at in self._labels if row.cells[at]}
-        labels |= {FOLDER_TASK: column for column, at in self._one_hot if _BITS[row.cells[at]]}
+        if ones := [column for column, at in self._one_hot if _BITS[row.cells[at]]]:
+            labels[FOLDER_TASK] = ones[0]
         group = "" if self._group is None else row.cells[self._group]
         split = "" if self._split is None else split_of(row.cells[self._split])
         return _Said(row.line, labels, group, split)
@@ -153,7 +154,7 @@ def _of_rows(root: Path, rows: _Rows, options: ScanOptions) -> Listing:
             both = " and ".join(sorted(files[at][0] for at in meant)[:3])
             problems.append(f"line {row.line}: {image} may be {both}: write relative paths in the table")
         else:
-            missing.append(BadFile(image or "no image", f"line {row.line} of {rows.table.file}, no such file"))
+            missing.append(BadFile(image or "no image", f"line {row.line}: no such image", missing=True))
     found = []
     for at in sorted(said):
         name, path = files[at]
@@ -164,8 +165,8 @@ def _of_rows(root: Path, rows: _Rows, options: ScanOptions) -> Listing:
     looked = ", ".join(map(str, folders))
     if not found:
         raise DataNotFound(
-            f"none of the {len(rows.table.rows):,} images of {rows.table.file} is among the {len(files):,} in {looked}; "
-            f"--image-dir names other folders, --image-column another column:\n"
+            f"none of the {len(rows.table.rows):,} images of {rows.table.file} is among the {len(files):,} in {looked}"
+            f"; --image-dir names other folders, --image-column another column:\n"
             + bullet_list((file.path for file in missing), limit=3)
         )
     others = [name for at, (name, _) in enumerate(files) if at not in said]

@@ -21,7 +21,7 @@ from data.rows import in_table
 from data.samples import FOLDER_TASK, Sample, SampleSet
 from data.sources import Source, resolve
 from data.splits import SPLITS, joint_labels, load_or_make, load_or_make_folds
-from data.subsets import subset
+from data.subsets import classes_of, subset
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleS
     """
     gathered = _gather(root, options)
     n_files = len(gathered.samples) + gathered.repeats + len(gathered.bad)
-    _refuse_bad(gathered.bad, n_files, skip=options.skip_bad_images)
+    _refuse_bad(gathered, n_files, skip=options.skip_bad_images)
     if not gathered.source.options.allow_duplicates:
         refuse_conflicts(gathered.conflicts)
     found = _complete(gathered, (str(root), *options.words()))
@@ -111,21 +111,25 @@ def _gather(data: str | Path, options: ScanOptions) -> _Gathered:
     return _Gathered(source, kept, repeats, conflicts, sorted(bad, key=lambda file: file.path), notices)
 
 
-def _refuse_bad(bad: Sequence[BadFile], n_files: int, *, skip: bool) -> None:
+def _refuse_bad(gathered: _Gathered, n_files: int, *, skip: bool) -> None:
     """List what is bad: as an error, or as a notice where it may be left out."""
-    lines = [f"{file.path}: {file.reason}" for file in bad]
-    if unreadable := [line for line, file in zip(lines, bad, strict=True) if file.unreadable]:
+    lines = [f"{file.path}: {file.reason}" for file in gathered.bad]
+    if unreadable := [line for line, file in zip(lines, gathered.bad, strict=True) if file.unreadable]:
         raise UnreadableImage(
             f"{len(unreadable):,} of {n_files:,} images cannot be read; repeat the same command when they can be "
             f"read, or remove them:\n{bullet_list(unreadable)}"
         )
-    if lines and (not skip or len(lines) == n_files):
-        raise BadImage(
-            f"{len(lines):,} of {n_files:,} images cannot be read; remove or replace them, or pass "
-            f"--skip-bad-images:\n{bullet_list(lines)}"
-        )
-    if lines:
-        log.info("%s images cannot be read and are left out:\n%s", f"{len(lines):,}", bullet_list(lines))
+    for missing in (True, False):
+        listed = [line for line, file in zip(lines, gathered.bad, strict=True) if file.missing == missing]
+        what = f"of {gathered.source.options.csv} are not there" if missing else "cannot be read"
+        remedy = "complete the images (--image-dir)" if missing else "remove or replace them"
+        if listed and (not skip or len(lines) == n_files):
+            raise BadImage(
+                f"{len(listed):,} of {n_files:,} images {what}; {remedy}, or pass --skip-bad-images:\n"
+                f"{bullet_list(listed)}"
+            )
+        if listed:
+            log.info("%s images %s and are left out:\n%s", f"{len(listed):,}", what, bullet_list(listed, limit=5))
 
 
 def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:
@@ -133,18 +137,15 @@ def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:
     source = gathered.source
     samples, split_file = _split(gathered.samples, source)
     leaks = group_leaks(samples)
-    samples = subset(samples, source.options.only, source.options.max_per_class)
+    samples, notices = subset(samples, source.options.only, source.options.max_per_class)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))
-    tasks = sorted({task for sample in samples for task in sample.labels})
-    order = [*source.options.label_columns, *tasks]
-    classes = {
-        task: tuple(sorted({sample.labels[task] for sample in samples if task in sample.labels}))
-        for task in sorted(tasks, key=order.index)
-    }
+    classes = classes_of(samples)
+    order = [*source.options.label_columns, *classes]
     return Survey(
-        root=source.root, words=words, samples=tuple(samples), classes=classes, repeats=gathered.repeats,
+        root=source.root, words=words, samples=tuple(samples),
+        classes={task: classes[task] for task in sorted(classes, key=order.index)}, repeats=gathered.repeats,
         conflicts=tuple(gathered.conflicts), leaks=tuple(leaks), bad=tuple(gathered.bad),
-        notices=tuple(gathered.notices), split_file=split_file,
+        notices=(*gathered.notices, *notices), split_file=split_file,
     )  # fmt: skip
 
 
