@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,10 +38,22 @@ class BadFile:
     """Whether a disk or network failed, or the file changed: that says nothing about the image in it."""
     key: bytes | None = None
     """Of its content; None where there are no bytes to be known by."""
+    is_missing: bool = False
+    """Whether a table names it and it is nowhere; `path` is what the table calls it."""
 
 
 class BadSamples(DataError, ValueError):
     """Samples that contradict each other: leaks, conflicting labels, unknown names."""
+
+
+class BadOption(DataError, ValueError):
+    """A setting of a data set that is out of range, unknown, or contradicts another one."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def bullet_list(lines: Iterable[str], limit: int = 20) -> str:

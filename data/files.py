@@ -185,7 +185,7 @@ def _key_of(path: str, status: os.stat_result | OSError) -> bytes | BadFile:
 def check_bad_files(bad: Sequence[BadFile], n_files: int, options: ScanOptions) -> None:
     """List the files without bytes: as an error, or as a notice where they may be left out, or leave that to others.
 
-    Errors of a disk or network are always one: they say nothing about the images.
+    Errors of a disk or network are always one: they say nothing about the images. So is it where nothing is left.
     """
     if failed := [file for file in bad if file.is_system]:
         raise UnreadableImage(
@@ -194,12 +194,16 @@ def check_bad_files(bad: Sequence[BadFile], n_files: int, options: ScanOptions) 
         )
     if not bad or options.collect_bad_files:
         return
+    n_missing = sum(file.is_missing for file in bad)
+    what = {0: "cannot be read", len(bad): "are not there"}.get(n_missing, "cannot be read or are not there")
+    remedy = "complete the images (--image-dir)" if n_missing else "remove or replace them"
     if not options.skip_bad_images:
         raise BadImage(
-            f"{len(bad):,} of {n_files:,} images cannot be read; remove or replace them, or pass "
-            f"--skip-bad-images:\n{listed(bad)}"
+            f"{len(bad):,} of {n_files:,} images {what}; {remedy}, or pass --skip-bad-images:\n{listed(bad)}"
         )
-    log.info("%s of %s images cannot be read and are left out:\n%s", f"{len(bad):,}", f"{n_files:,}", listed(bad))
+    if len(bad) == n_files:
+        raise BadImage(f"none of {n_files:,} images can be read: is this the right folder?\n{listed(bad)}")
+    log.info("%s of %s images %s and are left out:\n%s", f"{len(bad):,}", f"{n_files:,}", what, listed(bad))
 
 
 def listed(bad: Iterable[BadFile]) -> str:
@@ -207,18 +211,16 @@ def listed(bad: Iterable[BadFile]) -> str:
     return bullet_list((f"{file.path}: {file.reason}" for file in bad), MAX_LISTED)
 
 
-def tell_of_others(ignored: Mapping[str, int]) -> None:
-    """One notice of the files that are not named like images."""
-    if ignored:
-        counts = ", ".join(
-            f"{suffix or 'no suffix'} {n:,}" for suffix, n in sorted(ignored.items(), key=lambda one: (-one[1], one[0]))
-        )
-        log.info("ignored: %s files that are not named like images (%s)", f"{sum(ignored.values()):,}", counts)
+def notice_of_others(ignored: Mapping[str, int]) -> str:
+    """What to say of the files that are not named like images; empty where there are none."""
+    counts = ", ".join(
+        f"{suffix or 'no suffix'} {n:,}" for suffix, n in sorted(ignored.items(), key=lambda one: (-one[1], one[0]))
+    )
+    return f"ignored: {sum(ignored.values()):,} files that are not named like images ({counts})" if counts else ""
 
 
-def tell_of_names(names: Iterable[str]) -> None:
-    """One notice of names that are not UTF-8: they work, but nobody can read or type them."""
+def notice_of_names(names: Iterable[str]) -> str:
+    """What to say of names that are not UTF-8: they work, but nobody can read or type them."""
     odd = [name for name in names if not name.isascii() and name.encode(errors="ignore").decode() != name]
-    if odd:
-        shown = bullet_list(odd, 3)
-        log.info("%s names of images are not UTF-8, and are shown with escapes:\n%s", f"{len(odd):,}", shown)
+    shown = bullet_list(odd, 3)
+    return f"{len(odd):,} names of images are not UTF-8, and are shown with escapes:\n{shown}" if odd else ""

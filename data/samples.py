@@ -43,6 +43,8 @@ class SampleSet:
     """Task -> class names in `sorted()` order, as torchvision and the course server have it."""
     bad_files: tuple[BadFile, ...] = ()
     """Those without bytes, which are no samples."""
+    words: tuple[str, ...] = ()
+    """DATA and its options, as words of the command line."""
 
     def of_split(self, split: str) -> list[Sample]:
         """The samples of one split; DataNotFound names the splits there are."""
