@@ -45,6 +45,8 @@ class SampleSet:
     """Those without bytes, which are no samples."""
     words: tuple[str, ...] = ()
     """DATA and its options, as words of the command line."""
+    is_narrowed: bool = False
+    """Whether somebody chose some of the classes: a student is to know no others then."""
 
     def of_split(self, split: str) -> list[Sample]:
         """The samples of one split; DataNotFound names the splits there are."""
