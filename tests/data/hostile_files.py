@@ -258,7 +258,8 @@ THINGS: tuple[tuple[str, Maker, str], ...] = (
 
 IGNORED = {
     ".hidden.jpg": b"x", "._plain.jpg": b"what a Mac leaves on foreign disks", "notes.txt": b"x",
-    "moving.gif": b"GIF89a", "again.gif": b"GIF89a", "Thumbs.db": b"x", "README": b"x", ".ipynb_checkpoints/plain.jpg": b"x",
+    "moving.gif": b"GIF89a", "again.gif": b"GIF89a", "Thumbs.db": b"x", "README": b"x",
+    ".ipynb_checkpoints/plain.jpg": b"x",
 }  # fmt: skip
 """Files that are neither images nor named like such; hidden ones are not even counted."""
 
