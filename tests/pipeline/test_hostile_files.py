@@ -74,8 +74,8 @@ def test_with_the_flag_all_commands_leave_out_the_same_ones(
     assert len(manifest.skipped) + n_files == len(bad)
     assert manifest.skipped_files["a link to nothing"] == 4
     told = json.dumps(manifest.provenance)
-    assert not [path for path in bad if json.dumps(Path(path).name)[1:-1] in told]
-    assert str(data) not in told
+    assert not [path for path in bad if Path(path).suffix and json.dumps(Path(path).name)[1:-1] in told]
+    assert not [word for word in (str(data), "melanoma/") if word in told]
 
     code, said, _ = cli("cache", "info", out / "t.h5")
     assert f"left out    {len(bad)} images that could not be read or decoded\n" in said
@@ -87,7 +87,7 @@ def test_with_the_flag_all_commands_leave_out_the_same_ones(
     assert code == 0, err
     assert f"{n_files} of " in err
     assert "images cannot be decoded and are left out" in err
-    code, said, err = cli("evaluate", out / "run", data, "--resamples", 40, "--workers", 0)
+    code, said, err = cli("evaluate", out / "run", data, "--workers", 0)
     assert code == 0, err
     assert f"{n_files} of " in err
 
