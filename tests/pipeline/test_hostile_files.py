@@ -90,6 +90,7 @@ def test_with_the_flag_all_commands_leave_out_the_same_ones(
     code, said, err = cli("evaluate", out / "run", data, "--workers", 0)
     assert code == 0, err
     assert f"{n_files} of " in err
+    assert f"{len(manifest.skipped) // 2} images of test cannot be decoded and are left out" in err
 
     (data / "test" / "melanoma" / "one more.png").write_bytes(b"")
     code, _, err = cli("train", data, out / "t.h5", "-o", out / "other", *student)
