@@ -116,10 +116,10 @@ def scan_like(cache: CacheReader | None, data: str | Path, scan: ScanOptions) ->
     """
     images = scan_data(data, replace(scan, collect_bad_files=True))
     left_out = cache.manifest.skipped_files if cache else {}
-    counts = Counter(file.reason for file in images.bad_files)
+    counts = Counter(file.reason for file in images.bad)
     are_known = all(n <= left_out.get(reason, 0) for reason, n in counts.items())
     scan = replace(scan, skip_bad_images=scan.skip_bad_images or are_known)
-    check_bad_files(images.bad_files, len(images.samples) + len(images.bad_files), scan)
+    check_bad_files(images.bad, len(images.samples) + len(images.bad), scan)
     return images
 
 

@@ -123,6 +123,15 @@ def ring_of_pages(seed: Seed) -> bytes:
     return bytes(content)
 
 
+def holding(content: Bytes) -> Maker:
+    """A regular file."""
+
+    def make(path: Path, seed: Seed) -> None:
+        path.write_bytes(content(seed))
+
+    return make
+
+
 def pipe(path: Path, seed: Seed) -> None:
     os.mkfifo(path)
 
@@ -278,10 +287,10 @@ def write_hostile_files(folder: Path, seed: Seed = 0) -> dict[str, str]:
         said[str(path)] = expected
 
     for number, (name, content, expected) in enumerate(CONTENTS):
-        write(name, lambda path, seed, of=content: path.write_bytes(of(seed)) and None, number, expected)
+        write(name, holding(content), number, expected)
     for number, (name, make, expected) in enumerate(THINGS, len(CONTENTS)):
         write(name, make, number, expected)
     for name, nothing in IGNORED.items():
-        write(name, lambda path, seed, of=nothing: path.write_bytes(of) and None, 0, FINE)
-        said.pop(str(folder / name), None)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(nothing)
     return said

@@ -37,7 +37,7 @@ def found(hostile: tuple[Path, dict[str, str]]) -> SampleSet:
 
 
 def test_every_kind_is_told_as_what_it_is(hostile: tuple[Path, dict[str, str]], found: SampleSet) -> None:
-    said: dict[str, str] = {file.path: file.reason for file in found.bad_files}
+    said: dict[str, str] = {file.path: file.reason for file in found.bad}
     for image in checked([sample for sample in found.samples if sample.labels["class"] == "odd"]):
         several = SEVERAL if image.n_frames > 1 else FINE
         said[image.sample.path] = image.bad.reason if image.bad else several
@@ -51,10 +51,10 @@ def test_what_has_no_bytes_is_listed_at_once_and_says_which_flag_leaves_it_out(
     hostile: tuple[Path, dict[str, str]], found: SampleSet
 ) -> None:
     data, _ = hostile
-    n_files = len(found.samples) + len(found.bad_files)
-    with pytest.raises(BadImage, match=f"{len(found.bad_files)} of {n_files} images .*--skip-bad-images") as caught:
+    n_files = len(found.samples) + len(found.bad)
+    with pytest.raises(BadImage, match=f"{len(found.bad)} of {n_files} images .*--skip-bad-images") as caught:
         scan_data(data)
-    assert len(str(caught.value).splitlines()) == 1 + len(found.bad_files)
+    assert len(str(caught.value).splitlines()) == 1 + len(found.bad)
 
 
 def test_other_files_are_counted_by_suffix_and_names_that_are_not_utf_8_are_told(

@@ -223,10 +223,10 @@ def test_one_more_without_bytes_or_for_another_reason_needs_the_flag(
     first.write_bytes(b"")
     out = build_cache(data, tmp_path / "t.h5", tiny_build, SKIP).path
     with CacheReader(out) as reader:
-        assert len(scan_like(reader, data, ScanOptions()).bad_files) == 1
+        assert len(scan_like(reader, data, ScanOptions()).bad) == 1
         first.unlink()
         second.write_bytes(b"")
-        assert len(scan_like(reader, data, ScanOptions()).bad_files) == 1, "as many are taken for the same ones"
+        assert len(scan_like(reader, data, ScanOptions()).bad) == 1, "as many are taken for the same ones"
         first.write_bytes(b"")
         with pytest.raises(BadImage, match="2 of 60 images cannot be read"):
             scan_like(reader, data, ScanOptions())
