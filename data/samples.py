@@ -41,7 +41,7 @@ class SampleSet:
     samples: tuple[Sample, ...]
     classes: Mapping[str, tuple[str, ...]]
     """Task -> class names in `sorted()` order, as torchvision and the course server have it."""
-    bad_files: tuple[BadFile, ...] = ()
+    bad: tuple[BadFile, ...] = ()
     """Those without bytes, which are no samples."""
     words: tuple[str, ...] = ()
     """DATA and its options, as words of the command line."""
