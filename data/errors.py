@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -27,6 +28,16 @@ class UnreadableImage(BadImage):
 
 class BadSamples(DataError, ValueError):
     """Samples that contradict each other: leaks, conflicting labels, unknown names."""
+
+
+class BadOption(DataError, ValueError):
+    """A setting of a data set that is out of range, unknown, or contradicts another one."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def bullet_list(lines: Iterable[str], limit: int = 20) -> str:

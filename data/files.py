@@ -5,16 +5,14 @@ Knows no classes, tables or splits (`data.folders`, `data.tables`, `data.splits`
 
 from __future__ import annotations
 
-import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.decode import IMAGE_SUFFIXES, read_bytes
-from data.errors import BadImage, UnreadableImage, bullet_list
+from data.errors import BadImage, UnreadableImage
 from data.samples import content_key
-
-log = logging.getLogger(__name__)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -34,34 +32,20 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in named_so if not path.name.startswith(".") and path.is_file())
 
 
-def hash_files(paths: list[Path], skip_bad: bool) -> list[bytes | None]:
-    """The key of each file; None, with a notice, of an empty one that `skip_bad` leaves out."""
-    unreadable: list[str] = []
-    empty: list[str] = []
+def images_below(folder: Path) -> list[Path]:
+    """The files in a folder, and in the folders below it, that are named like images, in path order."""
+    return sorted([*images_in(folder), *(path for below in subfolders(folder) for path in images_below(below))])
 
-    def hash_one(path: Path) -> bytes | None:
+
+def hash_files(paths: Sequence[Path]) -> list[bytes | BadImage]:
+    """The key of each file, or why it has none; UnreadableImage where the system does not give its bytes."""
+
+    def hash_one(path: Path) -> bytes | BadImage:
         try:
             encoded = read_bytes(path)
         except UnreadableImage as error:
-            unreadable.append(str(error))
-            return None
-        if not encoded:
-            empty.append(f"{path}: the file is empty")
-            return None
-        return content_key(encoded)
+            return error
+        return content_key(encoded) if encoded else BadImage("the file is empty", path)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        keys = list(pool.map(hash_one, paths))
-    if unreadable:
-        raise UnreadableImage(
-            f"{len(unreadable):,} of {len(paths):,} images cannot be read; repeat the same command when they can be "
-            f"read, or remove them:\n{bullet_list(sorted(unreadable))}"
-        )
-    if empty and not skip_bad:
-        raise BadImage(
-            f"{len(empty):,} of {len(paths):,} images cannot be read; remove or replace them, or pass "
-            f"--skip-bad-images:\n{bullet_list(sorted(empty))}"
-        )
-    if empty:
-        log.info("%s images cannot be read and are left out:\n%s", f"{len(empty):,}", bullet_list(sorted(empty)))
-    return keys
+        return list(pool.map(hash_one, paths))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataNotFound
+from data.found import BadFile
 from data.splits import SPLITS
 
 FOLDER_TASK = "class"
@@ -41,6 +42,10 @@ class SampleSet:
     samples: tuple[Sample, ...]
     classes: Mapping[str, tuple[str, ...]]
     """Task -> class names in `sorted()` order, as torchvision and the course server have it."""
+    bad: tuple[BadFile, ...] = ()
+    """Files left out, with the reason: missing, empty or unreadable ones; nothing has been decoded."""
+    words: tuple[str, ...] = ()
+    """DATA and its options, as words of the command line."""
 
     def of_split(self, split: str) -> list[Sample]:
         """The samples of one split; DataNotFound names the splits there are."""

@@ -1,69 +1,200 @@
 """Find, hash, label and split the images of a data set. Decodes none (`data.decode` does).
 
+`survey` says all that is the matter with one; `scan_data` refuses what nobody can work with. N samples.
 Run: softlabel cache build DATA -o t.h5
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.errors import BadSamples, bullet_list
+from data.duplicates import Conflict, GroupLeak, group_leaks, refuse_conflicts, refuse_leaks, without_repeats
+from data.errors import BadImage, BadOption, BadSamples, UnreadableImage, bullet_list
 from data.files import hash_files
 from data.folders import in_folders
-from data.options import ScanOptions
+from data.found import BadFile
+from data.options import ScanOptions, flag_of
+from data.rows import in_table
 from data.samples import FOLDER_TASK, Sample, SampleSet
-from data.splits import SPLITS, load_or_make
+from data.sources import Source, resolve
+from data.splits import SPLITS, joint_labels, load_or_make, load_or_make_folds
+from data.subsets import subset
 
 log = logging.getLogger(__name__)
 
+_ONE_IN_TEST = 7
+"""Of so many images one is tested: a combination of labels with fewer is drawn together with other rare ones."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a data set holds, and all that is the matter with it; nothing has been refused."""
+
+    root: Path
+    """The folder of the images, or around them."""
+    words: tuple[str, ...]
+    """DATA and its options, as words of the command line."""
+    samples: tuple[Sample, ...]
+    """Sorted by split, key and name; the same bytes once in each split and class."""
+    classes: Mapping[str, tuple[str, ...]]
+    """Task -> sorted class names."""
+    repeats: int
+    """Files left out because another one of their class and split has the same bytes."""
+    conflicts: tuple[Conflict, ...]
+    leaks: tuple[GroupLeak, ...]
+    bad: tuple[BadFile, ...]
+    """Files that are missing, empty or cannot be read; nothing has been decoded."""
+    notices: tuple[str, ...]
+    split_file: Path | None
+    """Where the split stands that was made here; None where the data set says it."""
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Samples before they are split."""
+
+    source: Source
+    samples: Sequence[Sample]
+    repeats: int
+    conflicts: Sequence[Conflict]
+    bad: Sequence[BadFile]
+    notices: Sequence[str]
+
 
 def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleSet:
-    """Find, hash and label every image below `root`.
+    """Find, hash and label every image of DATA: a folder, a table, a data set file or a public data set.
 
-    Raises DataNotFound, UnreadableImage (files that cannot be read, all listed), BadImage (empty ones) or BadSamples
-    (duplicates, all listed).
+    Raises DataNotFound, UnreadableImage (files that cannot be read, all listed), BadImage (missing or empty ones),
+    BadOption, or BadSamples (duplicates, groups on two sides, tables that do not fit: all listed).
     """
-    root = Path(root)
-    files = in_folders(root)
-    keys = hash_files([file.path for file in files], options.skip_bad_images)
-    samples = [
-        Sample(key, str(file.path), file.name, file.split, file.labels, file.group)
-        for key, file in zip(keys, files, strict=True) if key is not None
-    ]  # fmt: skip
-    if any(not sample.split for sample in samples):
-        label_of = {sample.key: sample.labels[FOLDER_TASK] for sample in samples}
-        name_of = {sample.key: sample.name for sample in samples}
-        path = options.split_file or root / "splits.csv"
-        assigned = load_or_make(label_of, name_of, path, save=options.remember_split)
-        samples = [replace(sample, split=assigned[sample.key]) for sample in samples]
-    samples = _without_duplicates(samples, options.allow_duplicates)
-    samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))
-    classes = tuple(sorted({sample.labels[FOLDER_TASK] for sample in samples}))
-    if len(classes) < 2:
-        raise BadSamples(f"{root} has images of one class only ({classes[0]}); a classifier needs at least two")
-    return SampleSet(root, tuple(samples), {FOLDER_TASK: classes})
+    gathered = _gather(root, options)
+    n_files = len(gathered.samples) + gathered.repeats + len(gathered.bad)
+    _refuse_bad(gathered.bad, n_files, skip=options.skip_bad_images)
+    if not gathered.source.options.allow_duplicates:
+        refuse_conflicts(gathered.conflicts)
+    found = _complete(gathered, (str(root), *options.words()))
+    for notice in found.notices:
+        log.info("%s", notice)
+    if not gathered.source.options.allow_group_leaks:
+        remedy = "put all images of a group into one split" if found.split_file is None else (
+            f"{found.split_file} splits them, and was made without these groups: delete it to split anew (then other "
+            "images are test, and what was trained has seen some), name another --split-file"
+        )  # fmt: skip
+        refuse_leaks(found.leaks, len({sample.group for sample in found.samples} - {""}), remedy)
+    _check_classes(found)
+    return SampleSet(found.root, found.samples, found.classes, found.bad, found.words)
 
 
-def _without_duplicates(samples: list[Sample], allowed: bool) -> list[Sample]:
-    """The same bytes twice in one class and split count once; elsewhere they are a leak or a contradiction."""
-    by_key: dict[bytes, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_key[sample.key].append(sample)
-    conflicts, repeats, kept = [], 0, []
-    for same in by_key.values():
-        distinct = list({(sample.split, *sorted(sample.labels.items())): sample for sample in reversed(same)}.values())
-        kept += distinct
-        repeats += len(same) - len(distinct)
-        if len(distinct) > 1:
-            conflicts.append(" = ".join(sorted(sample.name for sample in distinct)))
-    if conflicts and not allowed:
-        raise BadSamples(
-            f"{len(conflicts):,} images stand in two classes or two splits with the same bytes (a leak, or a wrong "
-            f"label); remove one of each, or pass --allow-duplicates:\n{bullet_list(sorted(conflicts))}"
-        )
+def survey(root: str | Path, options: ScanOptions = ScanOptions()) -> Survey:
+    """All that can be said of DATA without decoding an image; raises only where no samples can be made of it."""
+    return _complete(_gather(root, options), (str(root), *options.words()))
+
+
+def _gather(data: str | Path, options: ScanOptions) -> _Gathered:
+    source = resolve(data, options)
+    table = source.options.csv
+    listing = in_folders(source.root) if table is None else in_table(source.root, table, source.options)
+    keys = hash_files([one.path for one in listing.found])
+    bad, samples = list(listing.missing), []
+    for key, one in zip(keys, listing.found, strict=True):
+        if isinstance(key, BadImage):
+            bad.append(BadFile(str(one.path), key.reason, isinstance(key, UnreadableImage)))
+        else:
+            samples.append(Sample(key, str(one.path), one.name, one.split, one.labels, one.group))
+    kept, repeats, conflicts = without_repeats(samples)
+    notices = list(listing.notices)
     if repeats:
-        log.info("%s images repeat another one of their class byte for byte: each counts once", f"{repeats:,}")
-    return kept
+        notices.append(f"{repeats:,} images repeat another one of their class byte for byte: each counts once")
+    return _Gathered(source, kept, repeats, conflicts, sorted(bad, key=lambda file: file.path), notices)
+
+
+def _refuse_bad(bad: Sequence[BadFile], n_files: int, *, skip: bool) -> None:
+    """List what is bad: as an error, or as a notice where it may be left out."""
+    lines = [f"{file.path}: {file.reason}" for file in bad]
+    if unreadable := [line for line, file in zip(lines, bad, strict=True) if file.unreadable]:
+        raise UnreadableImage(
+            f"{len(unreadable):,} of {n_files:,} images cannot be read; repeat the same command when they can be "
+            f"read, or remove them:\n{bullet_list(unreadable)}"
+        )
+    if lines and (not skip or len(lines) == n_files):
+        raise BadImage(
+            f"{len(lines):,} of {n_files:,} images cannot be read; remove or replace them, or pass "
+            f"--skip-bad-images:\n{bullet_list(lines)}"
+        )
+    if lines:
+        log.info("%s images cannot be read and are left out:\n%s", f"{len(lines):,}", bullet_list(lines))
+
+
+def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:
+    """Split, compare groups, and only then take the subset, so that it never changes who is in test."""
+    source = gathered.source
+    samples, split_file = _split(gathered.samples, source)
+    leaks = group_leaks(samples)
+    samples = subset(samples, source.options.only, source.options.max_per_class)
+    samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))
+    tasks = sorted({task for sample in samples for task in sample.labels})
+    order = [*source.options.label_columns, *tasks]
+    classes = {
+        task: tuple(sorted({sample.labels[task] for sample in samples if task in sample.labels}))
+        for task in sorted(tasks, key=order.index)
+    }
+    return Survey(
+        root=source.root, words=words, samples=tuple(samples), classes=classes, repeats=gathered.repeats,
+        conflicts=tuple(gathered.conflicts), leaks=tuple(leaks), bad=tuple(gathered.bad),
+        notices=tuple(gathered.notices), split_file=split_file,
+    )  # fmt: skip
+
+
+def _split(samples: Sequence[Sample], source: Source) -> tuple[list[Sample], Path | None]:
+    """The samples with their splits, and the file that these stand in if the data set does not say them."""
+    options = source.options
+    own = sorted({sample.split for sample in samples} - {""}, key=SPLITS.index)
+    if samples and all(sample.split for sample in samples):
+        for name in ("folds", "split_seed"):
+            if getattr(options, name) is not None:
+                raise BadOption(
+                    f"{source.root} has splits of its own ({', '.join(own)}): {flag_of(name)} is for a data set without"
+                )
+        return list(samples), None
+    label_of = joint_labels(samples, _ONE_IN_TEST)
+    if not label_of:
+        return [replace(sample, split="train") for sample in samples], None
+    path = split_path(source)
+    name_of = {sample.key: sample.name for sample in samples}
+    group_of = {sample.key: sample.group for sample in samples if sample.group}
+    seed = options.split_seed or 0
+    if options.folds is None:
+        split_of = load_or_make(label_of, name_of, path, seed, group_of=group_of, save=options.remember_split)
+    else:
+        fold_of = load_or_make_folds(
+            label_of, name_of, path, options.folds, seed, group_of=group_of, save=options.remember_split
+        )
+        split_of = {key: "test" if fold == options.fold else "train" for key, fold in fold_of.items()}
+    return [replace(sample, split=split_of[sample.key]) for sample in samples], path
+
+
+def split_path(source: Source) -> Path:
+    """Where the split of a data set stands that says none: beside its images or its table, a file for each seed."""
+    options = source.options
+    if options.split_file is not None:
+        return options.split_file
+    name = "splits" if options.folds is None else f"folds-{options.folds}"
+    name += f"-seed-{options.split_seed}" if options.split_seed else ""
+    if options.csv is not None:
+        return options.csv.with_name(f"{options.csv.stem}.{name}.csv")
+    return source.root / f"{name}.csv"
+
+
+def _check_classes(found: Survey) -> None:
+    """BadSamples where there is nothing to tell apart."""
+    if not found.classes:
+        raise BadSamples(f"{found.root} has no image with a label; a classifier needs at least two classes")
+    for task, classes in found.classes.items():
+        if len(classes) < 2:
+            of_task = "" if task == FOLDER_TASK else f" in {task}"
+            raise BadSamples(
+                f"{found.root} has images of one class only{of_task} ({classes[0]}); a classifier needs at least two"
+            )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from data.errors import did_you_mean as did_you_mean  # the stages take it from here
 
 
 class PipelineError(Exception):
@@ -54,9 +53,3 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def is_encodable(text: str) -> bool:
     """Whether text can be written as UTF-8; a lone surrogate, from a name of other bytes or an escape, cannot."""
     return text.encode(errors="ignore").decode() == text
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

@@ -42,7 +42,7 @@ class EvaluateConfig:
     csv: Path | None = None
     """Table with a row an image, for the columns below."""
     image_column: str | None = None
-    """Its column of images; None: the first of `data.groups.IMAGE_COLUMNS` there is."""
+    """Its column of images; None: the first of `data.tables.IMAGE_COLUMNS` there is."""
     group_column: str | None = None
     """Which images belong together: the bootstrap draws whole groups. None: each image is one."""
     subgroup_columns: tuple[str, ...] = ()

@@ -83,9 +83,7 @@ def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **setti
 @data_options
 def cache_info(file: Path, data: Path | None, split: str | None, as_json: bool, scan: ScanOptions) -> None:
     """What a cache holds and which teacher it is from; with --data, whether that teacher is worth learning from."""
-    from data.options import ScanOptions
-
-    if data is None and (split is not None or scan != ScanOptions()):
+    if data is None and (split is not None or scan.words()):
         raise click.UsageError("--split and the options of images go with --data DATA")
     from pipeline.info import describe_cache, describe_cache_as_text
 

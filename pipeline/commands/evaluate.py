@@ -8,21 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.shared import FILE, data_options, device_options
+from pipeline.commands.shared import FILE, data_options, device_options, names, share_table
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
-
-
-def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """`a,b` as ("a", "b"); a name with a comma in it is written in CSV's double quotes."""
-    import csv
-
-    rows = list(csv.reader([value or ""], skipinitialspace=True))
-    names = tuple(name.strip() for name in rows[0]) if rows else ()
-    if any(not name for name in names):
-        raise click.BadParameter(f"expected names with commas between them, got '{value}'", context, option)
-    return names
 
 
 @click.command()
@@ -32,17 +21,17 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("-o", "--out", type=FILE, help="A new folder for scores, tables, figures and predictions of each split.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write JSON (- = print).")
 @click.option("--cache", "cache_file", type=FILE, help="Where the teacher's answers stand [the run's own cache].")
-@click.option("--csv", type=FILE, help="Table with a row an image, for the columns below.")
+@click.option("--csv", type=FILE, help="Table with a row an image, for the columns below [that of DATA].")
 @click.option("--image-column", metavar="COLUMN", help="Its column of images [image_id, image, filename, path, name].")
 @click.option(
     "--group-column", metavar="COLUMN", help="Intervals draw whole groups of it, such as patients or lesions."
 )
 @click.option(
-    "--subgroup-column", "subgroup_columns", metavar="COLUMN,...", callback=_names,
+    "--subgroup-column", "subgroup_columns", metavar="COLUMN,...", callback=names,
     help="Scores for each value of these columns.",
 )  # fmt: skip
 @click.option(
-    "--sensitivity-of", metavar="CLASS,...", callback=_names,
+    "--sensitivity-of", metavar="CLASS,...", callback=names,
     help="Classes of which none should be missed: their sensitivity at a fixed specificity.",
 )  # fmt: skip
 @click.option("--at-specificity", type=float, default=0.9, show_default=True, help="Of the other classes' images.")
@@ -51,7 +40,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
     help="Images that choose the threshold: val, those measured, or val where there is one.",
 )  # fmt: skip
 @device_options
-@data_options
+@data_options(beside=("csv", "image_column", "group_column"))
 def evaluate(
     model: Path, data: Path, out: Path | None, json_file: Path | None, cache_file: Path | None, device: str,
     workers: int | None, scan: ScanOptions, **settings: Any,
@@ -72,6 +61,8 @@ def evaluate(
             raise OutputExists(f"{json_file} exists: choose another name, or delete it")
     if out is not None:
         check_new_folder(out)
+    has_columns = settings["group_column"] is not None or bool(settings["subgroup_columns"])
+    scan, settings = share_table(data, scan, settings, has_columns=has_columns, alone=True)
     config = EvaluateConfig(**settings)
     asking = dataclasses.replace(scan, remember_split=False)
     result = evaluate_any(model, data, config, cache=cache_file, device=device, workers=workers, scan=asking)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.shared import FILE, data_options, goes_on_with, same_command
+from pipeline.commands.shared import FILE, data_options, goes_on_with, same_command, share_table
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
@@ -24,13 +24,16 @@ _KEEP_EMBEDDING = click.option(
 @click.argument("data", type=FILE)
 @click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
 @click.option("--cross-fit", metavar="GROUP", help="Label train rows out of fold: image, or a column of --csv.")
-@click.option("--csv", type=FILE, help="Table with a row an image, for --cross-fit COLUMN.")
+@click.option("--csv", type=FILE, help="Table with a row an image, for --cross-fit COLUMN [that of DATA].")
 @click.option("--image-column", metavar="COLUMN", help="Its column of images [image_id, image, filename, path, name].")
-@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option(
+    "--folds", type=click.IntRange(2, 100), default=5, show_default=True,
+    help="Heads of --cross-fit; with --fold also the parts of an unsplit DATA.",
+)  # fmt: skip
 @click.option("--calibrate", is_flag=True, help="Temperature scaling, on val or else on what a head held out of train.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @_KEEP_EMBEDDING
-@data_options
+@data_options(beside=("csv", "image_column", "folds"))
 def probe(cache_file: Path, data: Path, out: Path, scan: ScanOptions, **settings: Any) -> None:
     """Label CACHE anew by logistic regression on its embeddings, fitted on the train images of DATA.
 
@@ -38,8 +41,10 @@ def probe(cache_file: Path, data: Path, out: Path, scan: ScanOptions, **settings
     train row is labelled by a head that saw its group (image, lesion, patient).
     """
     with goes_on_with(same_command):
-        from pipeline.repair.probe import ProbeConfig, probe_cache
+        from pipeline.repair.probe import EACH_IMAGE, ProbeConfig, probe_cache
 
+        has_columns = settings["cross_fit"] not in (None, EACH_IMAGE)
+        scan, settings = share_table(data, scan, settings, has_columns=has_columns, alone=False)
         result = probe_cache(cache_file, data, out, ProbeConfig(**settings), scan)
     temperature = f", T {result.temperatures[0]:.4g}" if result.temperatures else ""
     heads = "1 linear head" if len(result.c) == 1 else f"{len(result.c)} linear heads"

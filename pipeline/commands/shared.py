@@ -6,14 +6,18 @@ Importing this loads neither torch, numpy nor h5py.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+
+if TYPE_CHECKING:
+    from data.options import ScanOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -51,22 +55,109 @@ def same_command(*extra: str) -> str:
     return shlex.join(["softlabel", *arguments])
 
 
-def data_options(command: Command) -> Command:
-    """How the images are found, as the argument `scan`: the same for every command that takes DATA."""
+def data_options(command: Command | None = None, *, beside: tuple[str, ...] = ()) -> Any:
+    """How the images are found, as the argument `scan`: the same for every command that takes DATA.
 
-    @functools.wraps(command)
+    A command that has options of these names for itself lists them in `beside`; `share_table` says which are the
+    images', too.
+    """
+    if command is None:
+        return functools.partial(data_options, beside=beside)
+    inner = command
+
+    @functools.wraps(inner)
     def with_scan(*args: Any, **options: Any) -> Any:
+        from platformdirs import user_cache_path
+
         from data.options import ScanOptions
 
-        scan = {name: options.pop(name) for name in ("split_file", "allow_duplicates", "skip_bad_images")}
-        return command(*args, scan=ScanOptions(**scan), **options)
+        given = {name: options.pop(name) for name in _DATA_OPTIONS if name not in beside}
+        if given["fold"] is not None and "folds" in beside:
+            given["folds"] = options["folds"]
+        cache = user_cache_path("softlabel", appauthor=False)
+        scan = ScanOptions(**given, memo=cache / "keys", downloads=cache / "data")
+        return inner(*args, scan=scan, **options)
 
-    return _with_options(
-        cast("Command", with_scan),
-        click.option("--split-file", type=FILE, help="Where the split of an unsplit DATA stands [DATA/splits.csv]."),
-        click.option("--allow-duplicates", is_flag=True, help="Accept the same image in two splits or classes."),
-        click.option("--skip-bad-images", is_flag=True, help="Leave out files that are no whole image."),
-    )
+    flags = [option for name, option in _DATA_OPTIONS.items() if name not in beside]
+    return _with_options(cast("Command", with_scan), *reversed(flags))
+
+
+def share_table(
+    data: Path, scan: ScanOptions, settings: dict[str, Any], *, has_columns: bool, alone: bool
+) -> tuple[ScanOptions, dict[str, Any]]:
+    """(scan, settings) of a command whose own `--csv` may be the table of the images, too, or be that of DATA.
+
+    It is the images' table where their labels, splits or groups are named, and with `alone` where the command has
+    no columns of its own to read from it.
+    """
+    from data.sources import described, is_data_set_file, is_download, is_table
+
+    named = {name: settings[name] for name in ("csv", "image_column", "group_column") if settings.get(name)}
+    of_images = bool(scan.columns) or (alone and not has_columns)
+    if is_download(data) or is_table(data) or is_data_set_file(data):
+        scan = dataclasses.replace(scan, **{name: value for name, value in named.items() if name != "csv"})
+        if "csv" not in named and not is_download(data):
+            known = described(data, scan).options
+            own = (known.csv, known.image_column) if has_columns else (None, None)
+            return scan, {**settings, "csv": own[0], "image_column": own[1]}
+    elif "csv" in named and of_images:
+        scan = dataclasses.replace(scan, **named)
+        if not has_columns:
+            return scan, {**settings, "csv": None, "image_column": None}
+    return scan, settings
+
+
+def names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """`a,b` as ("a", "b"); a name with a comma in it is written in CSV's double quotes."""
+    from data.options import split_commas
+
+    found = split_commas(value or "")
+    if any(not name for name in found):
+        raise click.BadParameter(f"expected names with commas between them, got '{value}'", context, option)
+    return found
+
+
+def _all_names(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of an option that may be repeated."""
+    return tuple(name for value in values for name in names(context, option, value))
+
+
+_DATA_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "csv": click.option("--csv", type=FILE, help="Images by a table: its CSV file [DATA, if that is one]."),
+    "image_column": click.option("--image-column", metavar="COLUMN", help="Its column of images [image_id, ...]."),
+    "label_columns": click.option(
+        "--label-column", "label_columns", metavar="COLUMN,...", multiple=True, callback=_all_names,
+        help="Its columns of classes; each is a task.",
+    ),
+    "one_hot": click.option(
+        "--one-hot", metavar="COLUMN,...", callback=names, help="Its columns of 0 and 1, each a class."
+    ),
+    "group_column": click.option(
+        "--group-column", metavar="COLUMN", help="Its column of lesions or patients: no split tears them."
+    ),
+    "split_column": click.option("--split-column", metavar="COLUMN", help="Its column of splits."),
+    "image_dirs": click.option(
+        "--image-dir", "image_dirs", type=FILE, multiple=True, help="Where its images lie; repeatable [DATA]."
+    ),
+    "only": click.option(
+        "--only", metavar="CLASS,...", multiple=True, callback=_all_names, help="Keep these classes; or TASK=CLASS."
+    ),
+    "max_per_class": click.option(
+        "--max-per-class", type=click.IntRange(1), metavar="N", help="Keep so many of each class and split."
+    ),
+    "split_file": click.option("--split-file", type=FILE, help="Where the split of an unsplit DATA is kept."),
+    "split_seed": click.option("--split-seed", type=click.IntRange(0), metavar="N", help="Of that split [0]."),
+    "folds": click.option(
+        "--folds", type=click.IntRange(2, 100), metavar="N", help="Cut an unsplit DATA into so many parts instead."
+    ),
+    "fold": click.option("--fold", type=click.IntRange(1), metavar="N", help="The part that is test [all train]."),
+    "allow_duplicates": click.option(
+        "--allow-duplicates", is_flag=True, help="Accept the same image in two splits or classes."
+    ),
+    "allow_group_leaks": click.option("--allow-group-leaks", is_flag=True, help="Accept a group in two splits."),
+    "skip_bad_images": click.option("--skip-bad-images", is_flag=True, help="Leave out files that are no whole image."),
+}  # fmt: skip
+"""Setting of `ScanOptions` -> its option, in the order of --help."""
 
 
 def device_options(command: Command) -> Command:
