@@ -75,7 +75,7 @@ def data_options(command: Command | None = None, *, beside: tuple[str, ...] = ()
         if given["fold"] is not None and "folds" in beside:
             given["folds"] = options["folds"]
         cache = user_cache_path("softlabel", appauthor=False)
-        scan = ScanOptions(**given, memo=cache / "keys", downloads=cache / "data")
+        scan = ScanOptions(**given, memo=cache / "hashes.sqlite", downloads=cache / "data")
         return inner(*args, scan=scan, **options)
 
     flags = [option for name, option in _DATA_OPTIONS.items() if name not in beside]
@@ -104,6 +104,7 @@ def share_table(
         scan = dataclasses.replace(scan, **named)
         if not has_columns:
             return scan, {**settings, "csv": None, "image_column": None}
+        return scan, {**settings, "csv": described(data, scan).options.csv}
     return scan, settings
 
 
