@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.report.content import ReportContent, shown_samples
-from pipeline.report.page import N_BARS, render_report, write_report
+from pipeline.report.page import render_report, write_report
+from pipeline.report.section import N_BARS
 
 from .conftest import HOSTILE, JPEG, answers_of, epochs, one_epoch
 
@@ -102,8 +103,8 @@ def test_without_pictures_there_is_no_image_and_no_file_name(page: str) -> None:
 
 def test_pictures_stand_in_the_page_itself(content_of: Content) -> None:
     content = content_of(rows=one_epoch())
-    assert content.answers is not None
-    chosen = [content.answers.keys[n] for group in shown_samples(content.answers) for n in group.numbers]
+    answers = content.answers["class"]
+    chosen = [answers.keys[n] for group in shown_samples(answers) for n in group.numbers]
     html = render_report(dataclasses.replace(content, pictures=dict.fromkeys(chosen, JPEG)))
     read = Page(html)
     assert read.tags["img"] == len(chosen)
@@ -134,7 +135,7 @@ def test_scores_and_bars_are_those_of_the_answers(content_of: Content) -> None:
 
 
 def test_without_images_the_page_has_curves_and_settings(content_of: Content) -> None:
-    text = Page(render_report(content_of(answers=None))).text
+    text = Page(render_report(content_of(answers={}))).text
     assert "Hard loss" in text
     assert "lr_peak 0.001" in text
     assert "Confusion" not in text
@@ -182,18 +183,18 @@ def test_a_sample_shows_the_true_class_and_the_likeliest(content_of: Content) ->
 def test_curves_are_of_the_columns_there_are(
     changes: dict[str, Any], there: list[str], absent: list[str], content_of: Content
 ) -> None:
-    html = render_report(content_of(answers=None, rows=epochs(5, **changes)))
+    html = render_report(content_of(answers={}, rows=epochs(5, **changes)))
     assert all(title in html for title in there)
     assert not any(title in re.sub(r"(?s)<h2>Settings.*", "", html) for title in absent)
 
 
 def test_a_temperature_that_changes_is_a_curve(content_of: Content) -> None:
     rows = [{**row, "temperature": 8.0 - row["epoch"]} for row in epochs(4)]
-    assert 'aria-label="Temperature"' in render_report(content_of(answers=None, rows=rows))
+    assert 'aria-label="Temperature"' in render_report(content_of(answers={}, rows=rows))
 
 
 def test_a_report_is_written_over_the_one_before(content_of: Content, tmp_path: Path) -> None:
     for name in ("run-1", "run-2"):
-        write_report(tmp_path / "report.html", content_of(name=name, answers=None, rows=one_epoch()))
+        write_report(tmp_path / "report.html", content_of(name=name, answers={}, rows=one_epoch()))
     assert "<h1>run-2</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
