@@ -20,8 +20,8 @@ from pipeline.answers import Answering
 from pipeline.errors import RunError, SettingError
 from pipeline.evaluate import EvaluateConfig, evaluate, evaluate_any, evaluate_tasks
 from pipeline.inference import load_student
+from pipeline.metrics import files
 from pipeline.metrics.evaluation import TasksEvaluation, TasksSeedsEvaluation
-from pipeline.metrics.files import folder_names
 from pipeline.metrics.sensitivity import group_of_task
 
 from .conftest import TwoTasks
@@ -179,19 +179,21 @@ def test_groups_and_subgroups_are_for_every_task(two_tasks: TwoTasks, tiny_data:
 
 
 def test_seeds_have_a_spread_for_each_task_and_for_the_means(
-    cli: Cli, two_tasks: TwoTasks, tiny_data: Path, tmp_path: Path
+    two_tasks: TwoTasks, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(files, "png", lambda figure: b"")  # a second each, and drawn elsewhere
     for seed in (0, 1):
         shutil.copytree(two_tasks.run, tmp_path / "runs" / f"seed-{seed}")
-    words = (tmp_path / "runs", tiny_data, *two_tasks.words, "--split", "test", "-o", tmp_path / "scores")
-    code, out, err = cli("evaluate", *words)
-    assert code == 0, err
-    assert "mean over dx, tone" in out
-    files = {path.relative_to(tmp_path / "scores").as_posix() for path in (tmp_path / "scores").rglob("*")}
-    assert {"tone/seed-1/test/predictions.csv", "dx/seeds.csv", "seeds.csv", "metrics.json"} <= files
-    found = json.loads((tmp_path / "scores" / "metrics.json").read_text())
-    assert found["mean"]["test"]["macro_f1"]["std"] == 0
-    assert found["tasks"]["dx"]["spread"]["test"].keys() >= {"accuracy", "agreement"}
+    found = evaluate_any(tmp_path / "runs", tiny_data, FAST, scan=two_tasks.scan, workers=0)
+    assert isinstance(found, TasksSeedsEvaluation)
+    assert found.tasks["dx"].spread["test"].keys() >= {"accuracy", "agreement"}
+    assert "mean over dx, tone" in found.to_table()
+    files.write_evaluation(tmp_path / "scores", found)
+    names = {path.relative_to(tmp_path / "scores").as_posix() for path in (tmp_path / "scores").rglob("*")}
+    assert {"tone/seed-1/test/predictions.csv", "dx/seeds.csv", "seeds.csv", "metrics.json"} <= names
+    described = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert described["mean"]["test"]["macro_f1"]["std"] == 0
+    assert list(described["tasks"]) == ["dx", "tone"]
 
 
 def test_the_command_writes_a_folder_for_each_task(
@@ -208,7 +210,7 @@ def test_the_command_writes_a_folder_for_each_task(
 
 
 def test_folders_have_names_that_every_system_takes() -> None:
-    names = folder_names(["a/b", "a:b", "A_b", "..", "metrics.json", "gr\u00f6\u00dfe 1"])
+    names = files.folder_names(["a/b", "a:b", "A_b", "..", "metrics.json", "gr\u00f6\u00dfe 1"])
     assert list(names.values()) == ["a_b", "a_b_", "A_b__", "__", "metrics_json", "gr\u00f6\u00dfe 1"]
 
 

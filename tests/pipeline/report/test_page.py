@@ -16,6 +16,7 @@ import pytest
 from pipeline.report.content import ReportContent, shown_samples
 from pipeline.report.page import render_report, write_report
 from pipeline.report.section import N_BARS
+from pipeline.tasks import Tasks
 
 from .conftest import HOSTILE, JPEG, answers_of, epochs, one_epoch
 
@@ -151,6 +152,33 @@ def test_a_run_without_a_teacher_has_no_column_for_one(content_of: Content) -> N
     assert "Soft loss" not in text
     assert 'class="bar t"' not in html
     assert "disagreements" not in text
+
+
+def test_two_tasks_have_a_row_and_a_section_each(content_of: Content) -> None:
+    """Of task <b> the student has 3 of 4 right, of the other both of its two images; epoch 1 is the best by that."""
+    tasks = Tasks({"<b>": ("x", "y"), "tone": ("dark", "pale")})
+    answers = {
+        "<b>": answers_of([0, 0, 1, 1], np.eye(2)[[0, 0, 1, 0]], np.eye(2)[[0, 0, 1, 1]]),
+        "tone": answers_of([0, 1], np.eye(2), np.eye(2)),
+    }
+    scores = ("val_macro_f1", "val_balanced_accuracy", "val_accuracy")
+    rows = [
+        {**row, **{f"<b>/{name}": 0.25 for name in scores}, **{f"tone/{name}": tone for name in scores}}
+        for row, tone in zip(one_epoch() + epochs(2)[1:], (0.75, 0.5), strict=True)
+    ]
+    settings = {**content_of().settings, "best_by": "tone"}
+    html = render_report(content_of(tasks=tasks, answers=answers, rows=rows, settings=settings))
+    read = Page(html)
+    assert not read.tags["b"] - Page(html.replace("&lt;b&gt;", "")).tags["b"]
+    text = re.sub(r" +", " ", read.text)
+    for words in (
+        "2 tasks (<b> with 2, tone with 2 classes)", "best epoch by tone 1 of 2, mean of 2 tasks",
+        "<b> 2 0.250 0.250 0.250 1.000 73 % tone 2 0.750 0.750 0.750 1.000 100 % mean",
+        "Scores on val, <b> : 4 images", "Scores on val, tone : 2 images", "losses and scores are means over the tasks",
+    ):  # fmt: skip
+        assert words in text.replace("<b>:", "<b> :").replace("tone:", "tone :"), words
+    ids = [value for name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
 
 
 def test_a_class_without_images_is_a_dash(content_of: Content) -> None:
