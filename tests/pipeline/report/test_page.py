@@ -169,7 +169,6 @@ def test_two_tasks_have_a_row_and_a_section_each(content_of: Content) -> None:
     settings = {**content_of().settings, "best_by": "tone"}
     html = render_report(content_of(tasks=tasks, answers=answers, rows=rows, settings=settings))
     read = Page(html)
-    assert not read.tags["b"] - Page(html.replace("&lt;b&gt;", "")).tags["b"]
     text = re.sub(r" +", " ", read.text)
     for words in (
         "2 tasks (<b> with 2, tone with 2 classes)", "best epoch by tone 1 of 2, mean of 2 tasks",
