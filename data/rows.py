@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.errors import BadSamples, DataNotFound, bullet_list, did_you_mean
+from data.errors import BadSamples, DataNotFound, bullet_list
 from data.files import images_below
 from data.folders import in_folders
 from data.found import SPLIT_NAMES, BadFile, Found, Listing, split_of
@@ -118,7 +118,7 @@ class _Rows:
         if unknown := sorted(word for word in words if not split_of(word)):
             raise BadSamples(
                 f"{self.table.file} has the splits {', '.join(unknown[:10])}{', ...' if len(unknown) > 10 else ''}; "
-                f"expected {', '.join(SPLIT_NAMES)}{did_you_mean(unknown[0], SPLIT_NAMES)}"
+                f"expected {', '.join(SPLIT_NAMES)}"
             )
 
     def _check_one_hot(self) -> None:
