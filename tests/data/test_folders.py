@@ -41,12 +41,16 @@ def test_a_folder_too_high_names_the_right_one_and_writes_nothing(root: str, fil
 
 def test_splits_that_are_called_otherwise_are_not_taken_for_classes(files: Files, scan: Scan) -> None:
     files(*(f"{split}/{label}/1.jpg" for split in ("train_dataset", "holdout") for label in ("mel", "nv", "bcc")))
-    with pytest.raises(BadSamples, match=r"holdout, train_dataset in . hold folders of the same names \(bcc, mel, nv\)"):
+    with pytest.raises(
+        BadSamples, match=r"holdout, train_dataset in . hold folders of the same names \(bcc, mel, nv\)"
+    ):
         scan()
 
 
 def test_images_in_folders_below_a_class_are_of_that_class(files: Files, scan: Scan) -> None:
-    files(*(f"{label}/{where}{n}.jpg" for label in ("mel", "nv") for where in ("", "2019/", "2019/a/") for n in range(2)))
+    files(
+        *(f"{label}/{where}{n}.jpg" for label in ("mel", "nv") for where in ("", "2019/", "2019/a/") for n in range(2))
+    )
     found = scan()
     assert Counter(sample.labels["class"] for sample in found.samples) == {"mel": 6, "nv": 6}
     assert {sample.name for sample in found.samples} >= {"mel/2019/a/1.jpg", "nv/0.jpg"}

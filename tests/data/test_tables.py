@@ -191,7 +191,9 @@ def test_rows_without_an_image_are_an_error_or_left_out(
 def test_a_table_of_other_images_names_the_two_ways_out(files: Files, table: MakeTable, scan: Scan) -> None:
     files("a.jpg")
     table("image,dx", ["x,a", "y,b"])
-    with pytest.raises(DataNotFound, match=r"none of the 2 images of t\.csv is among the 1 in .*--image-dir.*--image-c"):
+    with pytest.raises(
+        DataNotFound, match=r"none of the 2 images of t\.csv is among the 1 in .*--image-dir.*--image-c"
+    ):
         scan("t.csv", **DX, skip_bad_images=True)
     with pytest.raises(DataNotFound, match="no such folder: nowhere"):
         scan("t.csv", **DX, image_dirs=(Path("nowhere"),))
@@ -227,7 +229,10 @@ def test_every_usual_kind_of_table_is_read_alike(content: bytes, tmp_path: Path)
     ("content", "said"),
     [
         ("image,dx\n1,x\n".encode("utf-16"), "written in UTF-16: save it as UTF-8 CSV"),
-        (b"image,note\na,one, two\n", r"1 rows of .* more cells than its header has columns \(2\)(.|\n)*line 2: 3 cells"),
+        (
+            b"image,note\na,one, two\n",
+            r"1 rows of .* more cells than its header has columns \(2\)(.|\n)*line 2: 3 cells",
+        ),
         (b'image,note\na,"' + b"x" * 200_000 + b'"\n', "is no CSV table: line 2: field larger"),
     ],
 )
