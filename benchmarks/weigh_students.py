@@ -52,7 +52,7 @@ def row(student: str, sizes: list[int]) -> str:
         for size_px in sizes:
             built = prepare_student(student, CLASSES, size_px)
             card = StudentCard(
-                student=built.source.name, task="class", classes=CLASSES, size_px=size_px, geometry="warp",
+                student=built.source.name, tasks={"class": CLASSES}, size_px=size_px, geometry="warp",
                 cache_id="", taught=True, teacher="",
             )  # fmt: skip
             artefact_bytes = check_budget(built.module, card, 1e6)

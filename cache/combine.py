@@ -19,7 +19,7 @@ from cache import durable
 from cache.errors import CacheDamaged, CacheMismatch
 from cache.fill import NewFile, put_names
 from cache.layout import KEY_BYTES, Dims, encode_name, is_big, sortable
-from cache.manifest import SKIPPED, Manifest, differences
+from cache.manifest import SKIPPED, SKIPPED_FILES, Manifest, differences
 from cache.reader import CacheReader
 from cache.workspace import SEGMENT_SUFFIX, Workspace, visible
 
@@ -179,16 +179,22 @@ def _names(surveys: list[_Survey], key: np.ndarray) -> list[str] | None:
 
 
 def _provenance(surveys: list[_Survey], plan: _Plan) -> dict[str, Any]:
-    """The first source's, with the skipped samples of all sources that none of them has rows of."""
-    provenance = {name: value for name, value in surveys[0].manifest.provenance.items() if name != SKIPPED}
+    """The first source's, with the skipped samples of all sources that none of them has rows of.
+
+    Files without bytes are known by number only: the largest one of each reason, as the sources may share them.
+    """
+    own = (SKIPPED, SKIPPED_FILES)
+    provenance = {name: value for name, value in surveys[0].manifest.provenance.items() if name not in own}
     reasons: dict[str, str] = {}
+    counts: dict[str, int] = {}
     for survey in surveys:
         reasons = survey.manifest.skipped | reasons
+        counts |= {reason: max(n, counts.get(reason, 0)) for reason, n in survey.manifest.skipped_files.items()}
     if reasons:
         for key in plan.key:
             reasons.pop(bytes(key).hex(), None)
     listed = [{"key": key, "reason": reason} for key, reason in sorted(reasons.items())]
-    return provenance | ({SKIPPED: listed} if listed else {})
+    return provenance | ({SKIPPED: listed} if listed else {}) | ({SKIPPED_FILES: counts} if counts else {})
 
 
 def _dims(plan: _Plan, like: Dims, manifest: Manifest) -> Dims:

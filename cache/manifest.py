@@ -21,6 +21,8 @@ from cache.errors import CacheNewer, ManifestError
 FORMAT = 1
 SKIPPED = "skipped"
 """The field of the provenance that lists samples left out: [{"key": hex, "reason": text}, ...]."""
+SKIPPED_FILES = "skipped_files"
+"""The field of the provenance that counts files left out that have no bytes to be known by: {reason: number}."""
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53 - 1
@@ -67,6 +69,13 @@ class Manifest:
         listed = self.provenance.get(SKIPPED)
         entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         return {str(entry.get("key")): str(entry.get("reason")) for entry in entries}
+
+    @property
+    def skipped_files(self) -> dict[str, int]:
+        """Reason -> number, of the files without bytes that the build left out; not trusted either."""
+        counted = self.provenance.get(SKIPPED_FILES)
+        counts = counted.items() if isinstance(counted, dict) else ()
+        return {str(reason): n for reason, n in counts if isinstance(n, int) and not isinstance(n, bool) and n > 0}
 
     @cached_property
     def recipe_id(self) -> str:

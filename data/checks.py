@@ -6,34 +6,48 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
-from data.errors import BadImage
-from data.loaders import read_sample
+from data.decode import decode, n_frames
+from data.errors import BadFile, BadImage, UnreadableImage
+from data.loaders import read_encoded
 from data.samples import Sample
 
 _WAITING = 1024
 """Samples that wait for the threads at a time: a million at once took 1.6 GB, and half a minute before the first."""
 
 
-def undecodable(samples: Sequence[Sample]) -> Iterator[tuple[Sample, BadImage | None]]:
-    """Each sample with the reason why it cannot be decoded or read, or None; in order, decoded on all cores."""
+@dataclass(frozen=True)
+class Checked:
+    """A sample whose file was read and decoded."""
 
-    def error_of(sample: Sample) -> BadImage | None:
-        try:
-            read_sample(sample)
-        except BadImage as error:
-            return error
-        return None
+    sample: Sample
+    bad: BadFile | None
+    """Why it cannot be decoded or read."""
+    n_frames: int = 1
+    """Frames or pages, of which the first is used."""
 
+
+def checked(samples: Sequence[Sample]) -> Iterator[Checked]:
+    """Every sample with what is wrong with it, in order, decoded on all cores."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    waiting: deque[tuple[Sample, Future[BadImage | None]]] = deque()
+    waiting: deque[Future[Checked]] = deque()
     try:
         for sample in samples:
-            waiting.append((sample, pool.submit(error_of, sample)))
+            waiting.append(pool.submit(_check, sample))
             if len(waiting) == _WAITING:
-                first, found = waiting.popleft()
-                yield first, found.result()
-        for first, found in waiting:
-            yield first, found.result()
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, too: without waiting for the rest
+
+
+def _check(sample: Sample) -> Checked:
+    try:
+        encoded = read_encoded(sample)
+        decode(encoded, sample.path)
+    except BadImage as error:
+        is_system = isinstance(error, UnreadableImage)
+        return Checked(sample, BadFile(sample.path, error.reason, is_system, sample.key))
+    return Checked(sample, None, n_frames(encoded))

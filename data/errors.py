@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class DataError(Exception):
@@ -26,6 +27,21 @@ class UnreadableImage(BadImage):
     """A file whose bytes could not be had as they were hashed; this says nothing about the image in it."""
 
 
+@dataclass(frozen=True)
+class BadFile:
+    """A file that is named like an image and cannot be used as one; as a value, so that all can be told at once."""
+
+    path: str
+    reason: str
+    """In plain words, without the path."""
+    is_system: bool = False
+    """Whether a disk or network failed, or the file changed: that says nothing about the image in it."""
+    key: bytes | None = None
+    """Of its content; None where there are no bytes to be known by."""
+    is_missing: bool = False
+    """Whether a table names it and it is nowhere; `path` is what the table calls it."""
+
+
 class BadSamples(DataError, ValueError):
     """Samples that contradict each other: leaks, conflicting labels, unknown names."""
 
@@ -46,4 +62,9 @@ def bullet_list(lines: Iterable[str], limit: int = 20) -> str:
     rest = len(shown) - limit
     if rest > 0:
         shown = [*shown[:limit], f"... and {rest:,} more"]
-    return "\n".join(f"  {line}" for line in shown)
+    return "\n".join(f"  {one_line(line)}" for line in shown)
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, terminal escapes and bytes that are no UTF-8, as names may have them, spelt out."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

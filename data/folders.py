@@ -1,4 +1,4 @@
-"""The two layouts of a folder of images: `DATA/<split>/<class>/*` and `DATA/<class>/*`. Reads no file.
+"""The two layouts of a folder of images: `DATA/<split>/<class>/*` and `DATA/<class>/*`. Opens no file.
 
 Images in folders below a class folder are of that class. A folder `_unlabelled` beside the classes or the splits has
 images without a label. Run: softlabel train DATA t.h5 -o RUN
@@ -6,70 +6,86 @@ images without a label. Run: softlabel train DATA t.h5 -o RUN
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.decode import IMAGE_SUFFIXES
 from data.errors import BadSamples, DataNotFound
-from data.files import images_below, images_in, subfolders
+from data.files import images_below, notice_of_others, subfolders
 from data.found import SPLIT_NAMES, Found, Listing, split_of
 from data.samples import FOLDER_TASK
 
 UNLABELLED_FOLDERS = ("_unlabelled", "_unlabeled")
 _LAYOUTS = "DATA/<split>/<class>/* or DATA/<class>/*"
+_Parts = list[str]
+"""A path relative to the data folder: its folders, and the file."""
 
 
 def in_folders(root: Path) -> Listing:
     """Every image of a folder layout, in path order."""
     if not root.is_dir():
         raise DataNotFound(f"no such folder: {root}; expected {_LAYOUTS} with images")
-    folders = subfolders(root)
-    named = [folder for folder in folders if folder.name not in UNLABELLED_FOLDERS]
-    splits = [folder for folder in named if split_of(folder.name)]
-    unknown = _filled([folder for folder in named if folder not in splits]) if splits else named
-    only_splits = bool(splits) and not unknown and not any(images_in(folder) for folder in splits)
-    if only_splits or "train" in {folder.name.casefold() for folder in splits}:
-        if unknown:
-            raise BadSamples(
-                f"{root} has the folders {', '.join(folder.name for folder in unknown)} beside its splits; "
-                f"expected only {', '.join(SPLIT_NAMES)}: move the others away"
-            )
-        beside = [folder for folder in folders if folder.name in UNLABELLED_FOLDERS]
-        files = [found for folder in (*beside, *splits) for found in _of_split(root, folder)]
-        outside = [root, *splits]
-    else:
+    there = images_below(root)
+    parts = [_parts(root, path) for path in there.paths]
+    every = [*parts, *(_parts(root, file.path) for file in there.bad)]
+    has_splits = _has_splits(root, every)
+    if not has_splits:
         _check_is_no_split(root)
-        _check_level(root, named)
-        files = [found for folder in folders for found in _of_class(root, "", folder)]
-        outside = [root]
-    if not files:
+        _check_level(root, parts)
+    found, loose = list[Found](), list[str]()
+    for path, part in zip(there.paths, parts, strict=True):
+        one = _found(path, part, has_splits)
+        found.append(one) if one else loose.append(path)
+    notice = _of_loose(loose)
+    if not found and not there.bad:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataNotFound(
-            f"no images in {root}; expected {_LAYOUTS} with files named {suffixes}{_without_folder(outside)}"
+            f"no images in {root}; expected {_LAYOUTS} with files named {suffixes}{'; ' * bool(notice)}{notice}"
         )
-    return Listing(files, notices=[notice] if (notice := _without_folder(outside)[2:]) else [])
+    notices = [one for one in (notice, notice_of_others(there.ignored)) if one]
+    return Listing(found, bad=there.bad, notices=notices)
 
 
-def _of_split(root: Path, folder: Path) -> list[Found]:
-    """The images of a split; those without a label beside the splits are train's."""
-    if folder.name in UNLABELLED_FOLDERS:
-        return _of_class(root, "train", folder)
-    split = split_of(folder.name)
-    return [found for label in subfolders(folder) for found in _of_class(root, split, label)]
+def _parts(root: Path, path: str) -> _Parts:
+    return path[len(os.path.join(root, "")) :].split(os.sep)
 
 
-def _of_class(root: Path, split: str, folder: Path) -> list[Found]:
-    labels = {} if folder.name in UNLABELLED_FOLDERS else {FOLDER_TASK: folder.name}
-    return [Found(path, path.relative_to(root).as_posix(), split, labels) for path in images_below(folder)]
+def _has_splits(root: Path, parts: Sequence[_Parts]) -> bool:
+    """Whether the folders are splits; BadSamples where some are, and some are not."""
+    folders = {part[0] for part in parts if len(part) > 1} - set(UNLABELLED_FOLDERS)
+    splits = {folder for folder in folders if split_of(folder)}
+    unknown = sorted(folders - splits)
+    only_splits = bool(splits) and not unknown and not any(len(part) == 2 and part[0] in splits for part in parts)
+    if not only_splits and "train" not in {folder.casefold() for folder in splits}:
+        return False
+    if unknown:
+        raise BadSamples(
+            f"{root} has the folders {', '.join(unknown)} beside its splits; "
+            f"expected only {', '.join(SPLIT_NAMES)}: move the others away"
+        )
+    return True
 
 
-def _without_folder(folders: Sequence[Path]) -> str:
+def _found(path: str, part: _Parts, has_splits: bool) -> Found | None:
+    """The image with what its folders say of it; None where they say nothing. Beside the splits it is train's."""
+    split, folders = "", part[:-1]
+    if has_splits and folders and folders[0] in UNLABELLED_FOLDERS:
+        split = "train"
+    elif has_splits and folders:
+        split, folders = split_of(folders[0]), folders[1:]
+    if not folders:
+        return None
+    labels = {} if folders[0] in UNLABELLED_FOLDERS else {FOLDER_TASK: folders[0]}
+    return Found(path, "/".join(part), split, labels)
+
+
+def _of_loose(loose: Sequence[str]) -> str:
     """What to say of images that lie where no class is."""
-    loose = [path for folder in folders for path in images_in(folder)]
     if not loose:
         return ""
     return (
-        f"; {len(loose):,} images lie in no class folder and are not used (first: {loose[0]}): "
+        f"{len(loose):,} images lie in no class folder and are not used (first: {loose[0]}): "
         f"{UNLABELLED_FOLDERS[0]}/ is the folder for images without a label, --csv names a table that has the labels"
     )
 
@@ -82,25 +98,19 @@ def _check_is_no_split(root: Path) -> None:
         raise BadSamples(f"{root} is one split of {here.parent}: name that folder as DATA; --split chooses a split")
 
 
-def _check_level(root: Path, folders: Sequence[Path]) -> None:
+def _check_level(root: Path, parts: Sequence[_Parts]) -> None:
     """BadSamples where the classes seem to lie further down than they should."""
-    if any(images_in(folder) for folder in folders):
+    deep = [part for part in parts if len(part) > 1 and part[0] not in UNLABELLED_FOLDERS]
+    if not deep or any(len(part) == 2 for part in deep):
         return
-    filled = _filled(folders)
-    if len(filled) == 1:
-        inner = filled[0]
-        while len(below := _filled(subfolders(inner))) == 1 and not images_in(below[0]):
-            inner = below[0]
-        if len(below) > 1:
-            raise BadSamples(f"{root} has no classes in it, they are further down: name {inner} as DATA")
-    classes = [{below.name for below in _filled(subfolders(folder))} for folder in filled]
-    if len(filled) > 1 and len(shared := sorted(set.intersection(*classes))) > 1:
+    common = os.path.commonpath([os.sep.join(part[:-1]) for part in deep])
+    if common and not any(len(part) == len(common.split(os.sep)) + 1 for part in deep):
+        raise BadSamples(f"{root} has no classes in it, they are further down: name {root / common} as DATA")
+    folders = sorted({part[0] for part in deep})
+    shared = sorted(set.intersection(*({part[1] for part in deep if part[0] == folder} for folder in folders)))
+    if len(folders) > 1 and len(shared) > 1:
         raise BadSamples(
-            f"{', '.join(folder.name for folder in filled)} in {root} hold folders of the same names "
+            f"{', '.join(folders)} in {root} hold folders of the same names "
             f"({', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}): name one of them as DATA; or rename them, "
             "if they are splits, to train, val and test"
         )
-
-
-def _filled(folders: Sequence[Path]) -> list[Path]:
-    return [folder for folder in folders if images_below(folder)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from data.errors import BadFile
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -17,7 +18,7 @@ SPLIT_NAMES = {
 class Found:
     """A file that is to be a sample, before anybody has looked into it."""
 
-    path: Path
+    path: str
     name: str
     """Path relative to the data folder, with /, for people."""
     split: str = ""
@@ -28,26 +29,13 @@ class Found:
     """Empty where it belongs to nothing but itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadFile:
-    """A file that cannot be a sample."""
-
-    path: str
-    """Where it lies, or what a table calls it where it is nowhere."""
-    reason: str
-    unreadable: bool = False
-    """Whether the system did not give its bytes, which says nothing of the image in it."""
-    missing: bool = False
-    """Whether a table names it and it is nowhere."""
-
-
 @dataclass(frozen=True)
 class Listing:
     """What a folder or a table says that there is."""
 
     found: list[Found]
-    missing: list[BadFile] = field(default_factory=list)
-    """Images that a table names and that are nowhere."""
+    bad: list[BadFile] = field(default_factory=list)
+    """What is no file, or nowhere."""
     notices: list[str] = field(default_factory=list)
 
 

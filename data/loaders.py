@@ -50,12 +50,17 @@ class SampleViews:
     """Whether the error is about reading the file, not about the image in it."""
 
 
-def read_sample(sample: Sample) -> Tensor:
-    """The decoded image of a sample, uint8 [3, H, W]; UnreadableImage if the file is gone or not the one hashed."""
+def read_encoded(sample: Sample) -> bytes:
+    """The bytes of a sample's file; UnreadableImage if the file is gone or not the one hashed."""
     encoded = read_bytes(sample.path)
     if content_key(encoded) != sample.key:
         raise UnreadableImage("the file changed while it was in use", sample.path)
-    return decode(encoded, sample.path)
+    return encoded
+
+
+def read_sample(sample: Sample) -> Tensor:
+    """The decoded image of a sample, uint8 [3, H, W]; the errors of `read_encoded`, and BadImage."""
+    return decode(read_encoded(sample), sample.path)
 
 
 def is_decodable(sample: Sample) -> bool:

@@ -19,7 +19,7 @@ MANY = ("label_columns", "one_hot", "image_dirs", "only")
 """The settings that hold several values."""
 _FLAGS = {"label_columns": "--label-column", "image_dirs": "--image-dir"}
 """Setting -> flag, where the names differ."""
-_NOT_WORDS = frozenset({"memo", "downloads", "remember_split"})
+_NOT_WORDS = frozenset({"memo", "downloads", "remember_split", "collect_bad_files"})
 """What the command line sets by itself."""
 
 
@@ -61,8 +61,10 @@ class ScanOptions:
     """Save a split that is made now; False for commands that only ask, which make the same one in memory."""
     skip_bad_images: bool = False
     """Leave out files that are missing, empty or no whole image, with a notice, instead of stopping."""
+    collect_bad_files: bool = False
+    """Hand over those without bytes as `SampleSet.bad_files`, for callers that tell all bad files at once."""
     memo: Path | None = None
-    """Where content keys are remembered by path, size and times; None: every file is read anew."""
+    """Where content keys are remembered (`data.hashes`); None hashes every file anew."""
     downloads: Path | None = None
     """The folder that `torchvision:` and `hf:` data sets are written into."""
 

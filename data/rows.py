@@ -6,15 +6,16 @@ Run: softlabel cache build DATA --csv HAM10000_metadata.csv --image-column image
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.errors import BadSamples, DataNotFound, bullet_list
+from data.errors import BadFile, BadSamples, DataNotFound, bullet_list
 from data.files import images_below
 from data.folders import in_folders
-from data.found import SPLIT_NAMES, BadFile, Found, Listing, split_of
+from data.found import SPLIT_NAMES, Found, Listing, split_of
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK
 from data.tables import ImageNames, Row, Table, read_table
@@ -144,7 +145,7 @@ def _of_rows(root: Path, rows: _Rows, options: ScanOptions) -> Listing:
     folders = options.image_dirs or (root,)
     files = _files_below(root, folders)
     names = ImageNames([name for name, _ in files])
-    said, missing, problems = defaultdict[int, list[_Said]](list), list[BadFile](), list[str]()
+    said, bad, problems = defaultdict[int, list[_Said]](list), list[BadFile](), list[str]()
     for row in rows.table.rows:
         image = rows.image(row)
         _, meant = names.find(image) if image else (0, [])
@@ -154,12 +155,15 @@ def _of_rows(root: Path, rows: _Rows, options: ScanOptions) -> Listing:
             both = " and ".join(sorted(files[at][0] for at in meant)[:3])
             problems.append(f"line {row.line}: {image} may be {both}: write relative paths in the table")
         else:
-            missing.append(BadFile(image or "no image", f"line {row.line}: no such image", missing=True))
+            bad.append(BadFile(f"{image or 'no image'} (line {row.line})", "no such image", is_missing=True))
     found = []
     for at in sorted(said):
-        name, path = files[at]
+        name, file = files[at]
         one, contradictions = _merged(name, said[at])
-        found.append(Found(path, name, one.split, one.labels, one.group))
+        if isinstance(file, BadFile):
+            bad.append(file)
+        else:
+            found.append(Found(file, name, one.split, one.labels, one.group))
         problems += contradictions
     _refuse(rows.table.file, problems)
     looked = ", ".join(map(str, folders))
@@ -167,24 +171,31 @@ def _of_rows(root: Path, rows: _Rows, options: ScanOptions) -> Listing:
         raise DataNotFound(
             f"none of the {len(rows.table.rows):,} images of {rows.table.file} is among the {len(files):,} in {looked}"
             f"; --image-dir names other folders, --image-column another column:\n"
-            + bullet_list((file.path for file in missing), limit=3)
+            + bullet_list((file.path for file in bad), limit=3)
         )
     others = [name for at, (name, _) in enumerate(files) if at not in said]
     unused = f"{len(others):,} images in {looked} have no row in {rows.table.file} and are not used (first: "
     found, notices = _with_splits(found, rows)
-    return Listing(found, missing, [*(f"{unused}{name})" for name in others[:1]), *notices])
+    return Listing(found, bad, [*(f"{unused}{name})" for name in others[:1]), *notices])
 
 
-def _files_below(root: Path, folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    """(name for people, path) of each image, once; a folder outside of `root` is the first part of its names."""
-    found: dict[Path, str] = {}
+def _files_below(root: Path, folders: Sequence[Path]) -> list[tuple[str, str | BadFile]]:
+    """(name for people, path or what is wrong with it) of each image, once.
+
+    A folder outside of `root` is the first part of its names.
+    """
+    found: dict[str, tuple[str, str | BadFile]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise DataNotFound(f"no such folder: {folder}; expected the images of the table in it")
-        base = root if folder.is_relative_to(root) else folder.parent
-        for path in images_below(folder):
-            found.setdefault(path, path.relative_to(base).as_posix())
-    return [(name, path) for path, name in found.items()]
+        inside = folder.relative_to(root if folder.is_relative_to(root) else folder.parent).as_posix()
+        above = "" if inside == "." else f"{inside}/"
+        n_above = len(os.path.join(folder, ""))
+        there = images_below(folder)
+        files: dict[str, str | BadFile] = {path: path for path in there.paths}
+        for path, file in (files | {bad.path: bad for bad in there.bad}).items():
+            found.setdefault(path, (above + path[n_above:].replace(os.sep, "/"), file))
+    return list(found.values())
 
 
 def _merged(name: str, said: Sequence[_Said]) -> tuple[_Said, list[str]]:
@@ -245,7 +256,7 @@ def _of_folders(root: Path, rows: _Rows) -> Listing:
     _refuse(rows.table.file, problems)
     notices = [f"{n_without_image:,} rows of {rows.table.file} have no image here"] * bool(n_without_image)
     found, more = _with_splits(found, rows) if rows.has_splits else (found, [])
-    return Listing(found, notices=[*listing.notices, *notices, *more])
+    return Listing(found, listing.bad, [*listing.notices, *notices, *more])
 
 
 def _refuse(file: Path, problems: Sequence[str]) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import DataNotFound
-from data.found import BadFile
+from data.errors import BadFile, DataNotFound
 from data.splits import SPLITS
 
 FOLDER_TASK = "class"
@@ -42,8 +41,8 @@ class SampleSet:
     samples: tuple[Sample, ...]
     classes: Mapping[str, tuple[str, ...]]
     """Task -> class names in `sorted()` order, as torchvision and the course server have it."""
-    bad: tuple[BadFile, ...] = ()
-    """Files left out, with the reason: missing, empty or unreadable ones; nothing has been decoded."""
+    bad_files: tuple[BadFile, ...] = ()
+    """Those without bytes, which are no samples."""
     words: tuple[str, ...] = ()
     """DATA and its options, as words of the command line."""
 

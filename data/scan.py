@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.duplicates import Conflict, GroupLeak, group_leaks, refuse_conflicts, refuse_leaks, without_repeats
-from data.errors import BadImage, BadOption, BadSamples, UnreadableImage, bullet_list
-from data.files import hash_files
+from data.errors import BadFile, BadImage, BadOption, BadSamples
+from data.files import check_bad_files, hash_files, listed, notice_of_names
 from data.folders import in_folders
-from data.found import BadFile
 from data.options import ScanOptions, flag_of
 from data.rows import in_table
 from data.samples import FOLDER_TASK, Sample, SampleSet
@@ -72,7 +71,9 @@ def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleS
     """
     gathered = _gather(root, options)
     n_files = len(gathered.samples) + gathered.repeats + len(gathered.bad)
-    _refuse_bad(gathered, n_files, skip=options.skip_bad_images)
+    check_bad_files(gathered.bad, n_files, options)
+    if not gathered.samples:
+        raise BadImage(f"none of {n_files:,} images can be read: is this the right folder?\n{listed(gathered.bad)}")
     if not gathered.source.options.allow_duplicates:
         refuse_conflicts(gathered.conflicts)
     found = _complete(gathered, (str(root), *options.words()))
@@ -97,39 +98,18 @@ def _gather(data: str | Path, options: ScanOptions) -> _Gathered:
     source = resolve(data, options)
     table = source.options.csv
     listing = in_folders(source.root) if table is None else in_table(source.root, table, source.options)
-    keys = hash_files([one.path for one in listing.found])
-    bad, samples = list(listing.missing), []
-    for key, one in zip(keys, listing.found, strict=True):
-        if isinstance(key, BadImage):
-            bad.append(BadFile(str(one.path), key.reason, isinstance(key, UnreadableImage)))
-        else:
-            samples.append(Sample(key, str(one.path), one.name, one.split, one.labels, one.group))
+    keys, unread = hash_files([one.path for one in listing.found], options.memo)
+    bad = [*listing.bad, *unread]
+    samples = [
+        Sample(key, one.path, one.name, one.split, one.labels, one.group)
+        for key, one in zip(keys, listing.found, strict=True) if key is not None
+    ]  # fmt: skip
     kept, repeats, conflicts = without_repeats(samples)
-    notices = list(listing.notices)
+    odd_names = notice_of_names(sample.name for sample in samples)
+    notices = [*listing.notices, *[odd_names] * bool(odd_names)]
     if repeats:
         notices.append(f"{repeats:,} images repeat another one of their class byte for byte: each counts once")
     return _Gathered(source, kept, repeats, conflicts, sorted(bad, key=lambda file: file.path), notices)
-
-
-def _refuse_bad(gathered: _Gathered, n_files: int, *, skip: bool) -> None:
-    """List what is bad: as an error, or as a notice where it may be left out."""
-    lines = [f"{file.path}: {file.reason}" for file in gathered.bad]
-    if unreadable := [line for line, file in zip(lines, gathered.bad, strict=True) if file.unreadable]:
-        raise UnreadableImage(
-            f"{len(unreadable):,} of {n_files:,} images cannot be read; repeat the same command when they can be "
-            f"read, or remove them:\n{bullet_list(unreadable)}"
-        )
-    for missing in (True, False):
-        listed = [line for line, file in zip(lines, gathered.bad, strict=True) if file.missing == missing]
-        what = f"of {gathered.source.options.csv} are not there" if missing else "cannot be read"
-        remedy = "complete the images (--image-dir)" if missing else "remove or replace them"
-        if listed and (not skip or len(lines) == n_files):
-            raise BadImage(
-                f"{len(listed):,} of {n_files:,} images {what}; {remedy}, or pass --skip-bad-images:\n"
-                f"{bullet_list(listed)}"
-            )
-        if listed:
-            log.info("%s images %s and are left out:\n%s", f"{len(listed):,}", what, bullet_list(listed, limit=5))
 
 
 def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:

@@ -19,7 +19,7 @@ from data.options import ScanOptions, flag_of
 TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_SUFFIXES = (".yaml", ".yml")
 _ALIASES = {"label_column": "label_columns", "image_dir": "image_dirs", "folder": "root"}
-_OF_THE_COMMAND = frozenset({"memo", "downloads", "remember_split", "skip_bad_images"})
+_OF_THE_COMMAND = frozenset({"memo", "downloads", "remember_split", "skip_bad_images", "collect_bad_files"})
 """What a data set file cannot say: it is of the machine, or of what is done just now."""
 _KINDS = {name: str(field.type) for name, field in ScanOptions.__dataclass_fields__.items()}
 _EITHER = (("label_columns", "one_hot"), ("split_column", "folds"))

@@ -17,15 +17,17 @@ from tqdm import tqdm
 from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
 from data.errors import DataNotFound
-from data.loaders import StudentLoader, ViewItem, default_workers, is_decodable
+from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK, Sample, SampleSet
 from data.splits import SPLITS
 from data.views import CLEAN_ROW
+from pipeline.bad_images import decodable, opened
 from pipeline.errors import RunError
 from pipeline.inference import Student
 from pipeline.joining import join
 from pipeline.metrics.evaluation import Answers
+from pipeline.tasks import matching_task
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Answering:
         self._workers = default_workers(student.device) if workers is None else workers
         self.learned = student.run.learned_keys() if student.run else None
         self._parts, self._decodable = parts_of(images, self.learned), dict[str, list[Sample]]()
+        self._cache = opened(cache_of(student, cache))
         self._teacher = TeacherAnswers(student, cache, str(images.root))
 
     @property
@@ -56,10 +59,10 @@ class Answering:
             there = ", ".join(self._parts)
             raise DataNotFound(f"{self._root} has no images in split '{split}'; it has: {there}")
         samples, _ = self._parts[split]
-        if not self._skip_bad_images:
-            return samples
         if split not in self._decodable:
-            self._decodable[split] = [sample for sample in samples if is_decodable(sample)]
+            self._decodable[split] = decodable(self._cache, samples, skip=self._skip_bad_images)
+            if n_bad := len(samples) - len(self._decodable[split]):
+                log.info("%s images of %s cannot be decoded and are left out", f"{n_bad:,}", split)
         return self._decodable[split]
 
     def labels(self, split: str) -> NDArray[np.int64]:
@@ -88,6 +91,11 @@ class Answering:
         )
 
 
+def cache_of(student: Student, cache: Path | None) -> Path | None:
+    """The cache that was named, else where that of the student's run was."""
+    return cache or (student.run.cache_path() if student.run else None)
+
+
 def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> NDArray[np.float32]:
     """Raw logits of the clean view of each sample, float32 [N, C]."""
     items = [ViewItem(sample, CLEAN_ROW, i) for i, sample in enumerate(samples)]
@@ -101,15 +109,14 @@ class TeacherAnswers:
     """What the cache of a student has of its teacher; says once why it has nothing."""
 
     def __init__(self, student: Student, cache: Path | None, data: str) -> None:
-        self._classes, self._data, self._is_asked = student.card.classes, data, cache is not None
+        self._tasks, self._data, self._is_asked = student.card.every_task, data, cache is not None
         self._reader: CacheReader | None = None
-        path = cache or (student.run.cache_path() if student.run else None)
+        path = cache_of(student, cache)
         if path is None:
             return
         try:
             reader = CacheReader(path, memory_map=False)
-            if lacking := set(self._classes) - set(reader.tasks.get(FOLDER_TASK, ())):
-                raise CacheMismatch(f"{path} does not know the student's classes {', '.join(sorted(lacking))}")
+            self._check_known(reader)
             if cache is None and reader.recipe_id != student.recipe_id:
                 raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
             self._reader = reader
@@ -121,13 +128,20 @@ class TeacherAnswers:
         if self._reader is None:
             return None
         try:
-            targets = join(self._reader, {split: samples}, self._data, clean=[split], verified=True)[split]
+            targets = join(
+                self._reader, {split: samples}, self._data, self._tasks, clean=[split], narrow=True, verified=True
+            )[split]
         except CacheError as error:
             self._give_up(f" on {split}", error)
             return None
         rows = targets.clean_rows()
-        order = [self._reader.tasks[FOLDER_TASK].index(name) for name in self._classes]
-        return targets.teacher_logits(rows)[:, order], targets.seen(rows)
+        return targets.teacher_logits(rows), targets.seen(rows)
+
+    def _check_known(self, reader: CacheReader) -> None:
+        for task, classes in self._tasks.items():
+            name = matching_task(reader.tasks, task, len(self._tasks))
+            if lacking := set(classes) - set(reader.tasks.get(str(name), ())):
+                raise CacheMismatch(f"{reader.path} does not know the student's classes {', '.join(sorted(lacking))}")
 
     def _give_up(self, where: str, error: CacheError) -> None:
         if self._is_asked:

@@ -1,98 +1,143 @@
-"""Images that cannot be decoded: found before the teacher starts, told all at once, remembered in the cache by key.
+"""Files that are no image: found before the teacher starts, told all at once, left out again by who reads the cache.
 
-Never writes. Used by everything that makes a cache from images.
+Those that have bytes are remembered in the cache by key and reason, the others (empty, links to nothing, ...) by number
+and reason. Never writes. Used by everything that makes a cache from images, or joins images with one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from cache import CacheReader, SegmentedWriter
-from cache.manifest import SKIPPED
-from data.checks import undecodable
-from data.errors import BadImage, UnreadableImage, bullet_list
-from data.loaders import SampleViews
-from data.samples import Sample
+from cache import CacheError, CacheReader, SegmentedWriter
+from cache.manifest import SKIPPED, SKIPPED_FILES
+from data.checks import Checked
+from data.checks import checked as check_images
+from data.errors import BadFile, BadImage, UnreadableImage
+from data.files import check_bad_files, listed
+from data.loaders import SampleViews, is_decodable
+from data.options import ScanOptions
+from data.samples import Sample, SampleSet
+from data.scan import scan_data
 from pipeline.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BadFile:
-    """A file that is no image, or that could not be read."""
-
-    sample: Sample
-    reason: str
-    unreadable: bool
-    """Whether the error is about reading the file, not about the image in it."""
-
-
 def find_bad_files(samples: Sequence[Sample], checked: dict[str, BadFile | None] | None = None) -> list[BadFile]:
-    """Decode every image once, on all cores; but those whose path is in `checked`, to which the others are added."""
+    """Decode every image once, on all cores; but those whose path is in `checked`, to which the others are added.
+
+    One notice of those that have several frames or pages.
+    """
     checked = {} if checked is None else checked
     new = [sample for sample in samples if sample.path not in checked]
-    found = tqdm(undecodable(new), total=len(new), desc="check images", unit="image", disable=None, leave=False)
-    for sample, error in found:
-        is_unreadable = isinstance(error, UnreadableImage)
-        checked[sample.path] = None if error is None else BadFile(sample, error.reason, is_unreadable)
+    found = tqdm(check_images(new), total=len(new), desc="check images", unit="image", disable=None, leave=False)
+    several: list[Checked] = []
+    for image in found:
+        checked[image.sample.path] = image.bad
+        if image.n_frames > 1:
+            several.append(image)
+    if several:
+        first = ", ".join(image.sample.name for image in several[:3])
+        log.info("%s images have several frames or pages: of each the first is used (%s%s)",
+                 f"{len(several):,}", first, ", ..." if len(several) > 3 else "")  # fmt: skip
     return [file for sample in samples if (file := checked[sample.path]) is not None]
 
 
 def without(bad: Iterable[BadFile], wanted: Wanted) -> Wanted:
     """What is wanted of the others."""
-    keys = {file.sample.key for file in bad}
+    keys = {file.key for file in bad}
     return [(sample, views) for sample, views in wanted if sample.key not in keys]
 
 
 def refuse_or_tell(bad: Sequence[BadFile], n_samples: int, done: str, *, skip: bool) -> None:
     """List what is bad: as an error, or as a notice where it may be left out; `done` says what has been done so far.
 
-    Files that could not be read are always an error: that says nothing about the images in them.
+    Where a disk or network failed it is always an error: that says nothing about the images.
     """
     if not bad:
         return
-    if unreadable := [file for file in bad if file.unreadable]:
+    if failed := [file for file in bad if file.is_system]:
         raise UnreadableImage(
-            f"{len(unreadable):,} of {n_samples:,} images could not be read; {done}. "
-            f"Repeat the same command when they can be read, or remove them:\n{_listed(unreadable)}"
+            f"{len(failed):,} of {n_samples:,} images could not be read; {done}. "
+            f"Repeat the same command when they can be read, or remove them:\n{listed(failed)}"
         )
-    found = f"{len(bad):,} of {n_samples:,} images cannot be decoded"
+    n_unread = sum(file.key is None for file in bad)
+    what = {0: "decoded", len(bad): "read"}.get(n_unread, "read or decoded")
+    found = f"{len(bad):,} of {n_samples:,} images cannot be {what}"
     if len(bad) == n_samples:
-        raise BadImage(f"{found}: is this the right folder?\n{_listed(bad)}")
+        raise BadImage(f"{found}: is this the right folder?\n{listed(bad)}")
     if not skip:
         raise BadImage(
             f"{found}; {done}. Remove or replace them, then repeat the same command, or repeat it with "
-            f"--skip-bad-images:\n{_listed(bad)}"
+            f"--skip-bad-images:\n{listed(bad)}"
         )
-    log.info("%s and are left out:\n%s", found, _listed(bad))
-
-
-def _listed(bad: Iterable[BadFile]) -> str:
-    return bullet_list(f"{file.sample.path}: {file.reason}" for file in bad)
+    log.info("%s and are left out:\n%s", found, listed(bad))
 
 
 def skipped_field(writer: SegmentedWriter, bad: Iterable[BadFile]) -> Mapping[str, Any]:
-    """What the provenance says of images left out, by key and without paths: those of now and of earlier builds.
+    """What the provenance says of images left out, without paths: by key, those of now and of earlier builds; the
+    number of those without bytes that this build found.
 
     An image that earlier builds left out and that is in the cache by now is no longer listed.
     """
-    reasons = CacheReader(writer.out).manifest.skipped if writer.out.exists() else {}
-    reasons |= {file.sample.key.hex(): file.reason for file in bad}
+    before = CacheReader(writer.out).manifest if writer.out.exists() else None
+    bad = list(bad)
+    reasons = before.skipped if before else {}
+    reasons |= {file.key.hex(): file.reason for file in bad if file.key is not None}
     present = {key.hex() for key, _ in writer.done}
     left_out = [{"key": key, "reason": reason} for key, reason in sorted(reasons.items()) if key not in present]
-    return {SKIPPED: left_out} if reasons else {}
+    counts = Counter(file.reason for file in bad if file.key is None)
+    is_counted = counts or (before and SKIPPED_FILES in before.provenance)
+    return {**({SKIPPED: left_out} if reasons else {}), **({SKIPPED_FILES: dict(counts)} if is_counted else {})}
 
 
 def good_ones(items: Iterable[SampleViews], bad: list[BadFile]) -> Iterator[SampleViews]:
     """Those that could be rendered; the others join `bad`: files that changed since they were checked."""
     for item in items:
         if item.error:
-            bad.append(BadFile(item.sample, item.error, item.unreadable))
+            bad.append(BadFile(item.sample.path, item.error, item.unreadable, item.sample.key))
         else:
             yield item
+
+
+def scan_like(cache: CacheReader | None, data: str | Path, scan: ScanOptions) -> SampleSet:
+    """`scan_data` for who joins images with a cache: files without bytes are left out where its build did so, too.
+
+    They have no key: as many as the build found, for the same reasons, are taken for the same ones.
+    """
+    images = scan_data(data, replace(scan, collect_bad_files=True))
+    left_out = cache.manifest.skipped_files if cache else {}
+    counts = Counter(file.reason for file in images.bad_files)
+    are_known = all(n <= left_out.get(reason, 0) for reason, n in counts.items())
+    scan = replace(scan, skip_bad_images=scan.skip_bad_images or are_known)
+    check_bad_files(images.bad_files, len(images.samples) + len(images.bad_files), scan)
+    return images
+
+
+def opened(cache: Path | None) -> CacheReader | None:
+    """The cache for `scan_like` and `decodable` alone; None where there is none (any more)."""
+    with contextlib.suppress(CacheError):
+        return None if cache is None else CacheReader(cache, memory_map=False)
+    return None
+
+
+def decodable(cache: CacheReader | None, samples: Sequence[Sample], *, skip: bool) -> list[Sample]:
+    """Those samples that need not be left out: of the ones that the cache lacks, all that are images.
+
+    One that is no image stays, for others to complain of, unless `skip` or the cache's build left it out, too.
+    """
+    left_out = cache.manifest.skipped if cache else {}
+    lacks_N = cache.find([sample.key for sample in samples]) < 0 if cache else np.ones(len(samples), bool)
+    return [
+        sample for sample, is_lacking in zip(samples, lacks_N.tolist(), strict=True)
+        if not (is_lacking and (skip or sample.key.hex() in left_out)) or is_decodable(sample)
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from cache.manifest import differences
 from cache.rows import FeatureShapes
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, SampleSet
+from data.samples import SampleSet
 from data.scan import scan_data
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.checks import FirstBatch, record, tell_pixel_difference
@@ -33,7 +33,7 @@ from pipeline.errors import OutOfMemory, SettingError, TeacherError
 from pipeline.outputs import check_output_file
 from pipeline.passes import embed_in_passes
 from pipeline.process import deferred_interrupts
-from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher
+from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher, stored_tasks
 from pipeline.targets import SEEN
 from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import Wanted, planned_dims, wanted_rows, warn_of_a_full_disk
@@ -54,7 +54,7 @@ class BuildResult:
     n_computed: int
     """Rows computed now; the others stood already."""
     n_skipped: int
-    """Images left out because they cannot be decoded."""
+    """Files left out because they are no image."""
     n_recomputed: int
     """Rows that overflowed in half precision and were computed again in float32."""
     wall_s: float
@@ -74,7 +74,7 @@ def build_cache(
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
     check_output_file(out)
-    images = scan_data(data, scan)
+    images = scan_data(data, replace(scan, collect_bad_files=True))
     teacher = prepare_teacher(images, config)
     batch_size = config.batch_size or default_batch_size(teacher.device)
     checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved
@@ -121,14 +121,14 @@ def _build(
                 "the rows that stand were computed in another way, and last digits depend on it; the cache records "
                 "the way of now (before against now): %s", "; ".join(found),
             )  # fmt: skip
-        n_images = len(images.samples)
-        bad = find_bad_files([sample for sample, _ in wanted], checked)
+        n_images = len(images.samples) + len(images.bad_files)
+        bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted], checked)]
         refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
         tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
         started = time.perf_counter()
         teacher.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
-        n_computed, gone = _compute(wanted, teacher, writer, config, batch_size)
+        n_computed, gone = _compute(wanted, teacher, writer, config, batch_size, stored_tasks(images, teacher)[1])
         wall_s = time.perf_counter() - started
         writer.seal()
         refuse_or_tell(gone, n_images, "everything else is computed and sealed", skip=skip_bad_images)
@@ -181,8 +181,9 @@ def check_features(out: Path, stored: FeatureShapes | None, wanted: FeatureShape
 
 
 def _compute(
-    wanted: Wanted, teacher: Teacher, writer: SegmentedWriter, config: BuildConfig, batch_size: int
-) -> tuple[int, list[BadFile]]:
+    wanted: Wanted, teacher: Teacher, writer: SegmentedWriter, config: BuildConfig, batch_size: int,
+    columns: Mapping[str, list[int]],
+) -> tuple[int, list[BadFile]]:  # fmt: skip
     """Compute and seal all wanted rows: (how many, the files that went bad or away since they were checked)."""
     if not wanted:
         return 0, []
@@ -201,7 +202,7 @@ def _compute(
 
         try:
             for item, embedding in embed_in_passes(decoded, teacher, batch_size, after_pass):
-                _add(writer, item, embedding, teacher, config)
+                _add(writer, item, embedding, teacher, config, columns)
                 n_computed += len(item.view)
                 progress.update(len(item.view))
             check_interrupt()
@@ -212,8 +213,9 @@ def _compute(
 
 
 def _add(
-    writer: SegmentedWriter, item: SampleViews, embedding: NDArray[np.float32], teacher: Teacher, config: BuildConfig
-) -> None:
+    writer: SegmentedWriter, item: SampleViews, embedding: NDArray[np.float32], teacher: Teacher, config: BuildConfig,
+    columns: Mapping[str, list[int]],
+) -> None:  # fmt: skip
     features: dict[str, NDArray[np.float16]] = {}
     if config.embedding and teacher.has_embedding:
         if (largest := float(np.abs(embedding).max())) > _FLOAT16_MAX:
@@ -226,8 +228,9 @@ def _add(
         features[SEEN] = np.full(len(item.view), item.sample.key in teacher.fitted_on, np.float16)
     if teacher.n_recomputed != writer.manifest.provenance.get("recomputed_in_fp32", 0):  # a manifest is dear to make
         record(writer, recomputed_in_fp32=teacher.n_recomputed)
+    logits_VK = teacher.head.logits(embedding)
     writer.add(
         key=item.sample.key, views=item.view, params=item.params, witness=item.witness,
-        logits={FOLDER_TASK: teacher.head.logits(embedding)}, features=features,
+        logits={task: logits_VK[:, of_task] for task, of_task in columns.items()}, features=features,
         name=item.sample.name if config.names else None,
     )  # fmt: skip

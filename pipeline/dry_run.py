@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -124,14 +124,15 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
     """What `build_cache` with these arguments would do; the same errors for the same mistakes."""
     check_output_file(out)
     out = Path(out)
-    images = scan_data(data, scan)
+    images = scan_data(data, replace(scan, collect_bad_files=True))
     teacher = prepare_teacher(images, config)
     manifest = manifest_of(images, teacher, config)
     features = feature_shapes(teacher, config)
     done = _standing(out, manifest, features)
     wanted = wanted_rows(images, config.views, done)
-    bad = find_bad_files([sample for sample, _ in wanted])
-    refuse_or_tell(bad, len(images.samples), "nothing was written", skip=scan.skip_bad_images)
+    bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted])]
+    n_images = len(images.samples) + len(images.bad_files)
+    refuse_or_tell(bad, n_images, "nothing was written", skip=scan.skip_bad_images)
     wanted = without(bad, wanted)
     n_views = sum(len(views) for _, views in wanted)
     dims = planned_dims(manifest, images.samples, n_views + len(done), features, names=config.names)
@@ -140,7 +141,7 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
     render_s, views = _timed_rendering(any_samples, config, teacher.size_px)
     gflop, forward_s, n_timed = _timed_batch(teacher, views, config.batch_size or default_batch_size(teacher.device))
     return BuildPlan(
-        out=out, n_images=len(images.samples), n_views=n_views, n_done=len(done), n_bad=len(bad),
+        out=out, n_images=n_images, n_views=n_views, n_done=len(done), n_bad=len(bad),
         n_student_forwards=_student_forwards(images), dims=dims, gflop_per_view=gflop, device=teacher.device,
         precision=teacher.precision, forward_s=forward_s, n_timed=n_timed, render_s=render_s,
         workers=default_workers(teacher.device) if config.workers is None else config.workers,

@@ -16,9 +16,9 @@ from data.errors import BadSamples, DataNotFound
 from data.groups import read_groups
 from data.options import ScanOptions
 from data.samples import Sample
-from data.scan import scan_data
 from data.splits import SPLITS
-from pipeline.answers import Answering
+from pipeline.answers import Answering, cache_of
+from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
 from pipeline.inference import Student, load_student
 from pipeline.metrics.evaluation import Evaluation, SeedsEvaluation
@@ -89,7 +89,8 @@ def evaluate(
     check_arguments(model, data)
     student = load_student(model, resolve_device(device))
     check_group(config.sensitivity_of, student.card.classes)
-    answering = Answering(student, scan_data(data, scan), cache, workers, scan)
+    images = scan_like(opened(cache_of(student, cache)), data, scan)
+    answering = Answering(student, images, cache, workers, scan)
     return _Measuring(answering, config).evaluation(str(model), _notices(student))
 
 
@@ -108,7 +109,7 @@ def evaluate_seeds(
     students = {path.name: load_student(path, resolve_device(device)) for path in seed_runs(folder)}
     for student in students.values():
         check_group(config.sensitivity_of, student.card.classes)
-    images = scan_data(data, scan)
+    images = scan_like(opened(cache_of(next(iter(students.values())), cache)), data, scan)
     found = {}
     for name, student in students.items():
         log.info("%s of %d seeds", name, len(students))

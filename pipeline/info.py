@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cache import CacheReader
 from cache.errors import printable
+from cache.manifest import Manifest
 from pipeline.repair.remedies import REHEAD, derived_by
 from pipeline.scores.table import imported_from
 from pipeline.teachers.prompts import stored_prompts
@@ -17,18 +21,32 @@ from pipeline.teachers.prompts import stored_prompts
 if TYPE_CHECKING:
     from pipeline.gate.report import TeacherReport
 
+NO_REPORTS: Mapping[str, TeacherReport] = MappingProxyType({})
 
-def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dict[str, Any]:
+_N_REASONS, _REASON_LENGTH = 10, 100
+"""Of images left out, that people are told; a cache from strangers may hold any number and text."""
+
+
+def skipped_by_reason(manifest: Manifest) -> dict[str, int]:
+    """Why images were left out -> how many, most first; numbers in a reason, such as missing bytes, stand as N."""
+    reasons = Counter(re.sub(r"\d+", "N", reason) for reason in manifest.skipped.values())
+    reasons += Counter(manifest.skipped_files)
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def describe_cache(path: str | Path, reports: Mapping[str, TeacherReport] = NO_REPORTS) -> dict[str, Any]:
     """Counts, ids, identity, provenance and the report, as plain values; CacheError for what is not a cache."""
     reader = CacheReader(path)
     views_of_sample = np.diff(reader.first_row.astype(np.int64))
+    skipped = skipped_by_reason(reader.manifest)
     counts, n_samples = np.unique(views_of_sample, return_counts=True)
     return {
         "path": str(path),
         "bytes": Path(path).stat().st_size,
         "samples": reader.n_samples,
         "rows": reader.n_rows,
-        "skipped": len(reader.manifest.skipped),
+        "skipped": sum(skipped.values()),
+        "skipped_by_reason": skipped,
         "samples_by_number_of_views": {int(v): int(n) for v, n in zip(counts, n_samples, strict=True)},
         "features": {name: list(shape) for name, shape in reader.features.items()},
         "recipe_id": reader.recipe_id,
@@ -37,8 +55,16 @@ def describe_cache(path: str | Path, report: TeacherReport | None = None) -> dic
         "imported_from": imported_from(reader.manifest),
         "identity": reader.manifest.identity,
         "provenance": reader.manifest.provenance,
-        **({"report": report.to_dict()} if report else {}),
+        **_described_reports(reports),
     }
+
+
+def _described_reports(reports: Mapping[str, TeacherReport]) -> dict[str, Any]:
+    """`report`, or with several tasks `reports` by task."""
+    described = {task: report.to_dict() for task, report in reports.items()}
+    if len(described) > 1:
+        return {"reports": described}
+    return {"report": next(iter(described.values()))} if described else {}
 
 
 def _head_lines(identity: Mapping[str, Any]) -> list[str]:
@@ -56,7 +82,7 @@ def _head_lines(identity: Mapping[str, Any]) -> list[str]:
     return [f"head        {what}", f"parent      {teacher.get('parent_recipe_id', 'unknown')} (its recipe_id)"]
 
 
-def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None) -> str:
+def describe_cache_as_text(path: str | Path, reports: Mapping[str, TeacherReport] = NO_REPORTS) -> str:
     """The same for people."""
     found = describe_cache(path)
     identity, provenance = found["identity"], found["provenance"]
@@ -66,7 +92,11 @@ def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None
         f"{found['bytes'] / found['rows']:,.0f} bytes a view"
     ]
     if found["skipped"]:
-        lines.append(f"left out    {found['skipped']:,} images that could not be decoded")
+        lines.append(f"left out    {found['skipped']:,} images that could not be read or decoded")
+        reasons = list(found["skipped_by_reason"].items())
+        lines += [f"            {n:,}: {reason[:_REASON_LENGTH]}" for reason, n in reasons[:_N_REASONS]]
+        if rest := sum(n for _, n in reasons[_N_REASONS:]):
+            lines.append(f"            {rest:,}: other reasons (--json lists them)")
     for task in identity["tasks"]:
         lines.append(f"task        {task['name']}: {len(task['classes'])} classes: {', '.join(task['classes'])}")
     how, teacher, source = (
@@ -84,8 +114,9 @@ def describe_cache_as_text(path: str | Path, report: TeacherReport | None = None
         lines.append(f"feature     {name}: {' x '.join(str(n) for n in shape) or 'one number'}, float16")
     lines += [f"{name:11} {found[name]}" for name in ("recipe_id", "cache_id", "content_id")]
     lines.append(f"built       {provenance.get('created', 'unknown')}")
-    if report:
+    for task, report in reports.items():
         from pipeline.gate.check import long_lines  # loads torch, for which nobody waits who asks about the file alone
 
+        lines += [f"of task     {task}"] if len(reports) > 1 else []
         lines += long_lines(report)
     return "\n".join(map(printable, lines))

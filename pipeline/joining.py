@@ -1,7 +1,7 @@
 """Match samples with the rows of a cache: by content key and class name, never by position or path.
 
 Reports everything that does not fit at once, before anything is trained. Reads keys and names only, no row.
-N samples.
+N samples, T tasks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch
 from data.errors import bullet_list
-from data.loaders import is_decodable
-from data.samples import FOLDER_TASK, Sample
+from data.samples import Sample
+from pipeline.bad_images import decodable
 from pipeline.repair.remedies import advice_other_classes, derived_by
 from pipeline.scores.table import imported_from
-from pipeline.targets import TeacherTargets, read_by_training, view_policy
+from pipeline.targets import StoredTask, TeacherTargets, read_by_training, view_policy
+from pipeline.tasks import Tasks, label_numbers, matching_task
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,20 @@ def join(
     reader: CacheReader,
     groups: Groups,
     data: str,
+    tasks: Mapping[str, Sequence[str]],
     *,
     clean: Collection[str] = (),
     skip_bad_images: bool = False,
-    classes: Sequence[str] | None = None,
+    narrow: bool = False,
+    answered: bool = True,
     verified: bool = False,
 ) -> dict[str, TeacherTargets]:
     """Every sample of every group (such as train and val) with its place in the cache.
 
+    `tasks` are those that are asked about, each with its classes; the targets have all classes that the cache knows in
+    them, or with `narrow` these alone, in this order. Without `answered` the logits are not asked for, and the cache
+    may know other tasks and classes.
     The groups in `clean` need a clean view of each sample. CacheMismatch lists all that does not fit, with what to run.
-    With `classes` the labels are numbered by those, and the cache may know others (for whoever needs no logits).
     Files that cannot be decoded are left out with a notice, if `skip_bad_images` or if the build left them out, too.
     `verified` also compares all that training reads with its checksums, which brings it into memory; CacheDamaged where
     nothing else is wrong.
@@ -51,12 +56,13 @@ def join(
     groups = _without_bad(reader, groups, skip_bad_images)
     index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
     is_known = any((index >= 0).any() for index in index_N.values())
+    names = {task: matching_task(reader.tasks, task, len(tasks)) for task in tasks}
     problems = [
         *_views(reader),
-        *(_classes(reader, groups, data, is_known) if classes is None else ()),
+        *(_tasks(reader, groups, data, tasks, names, narrow, is_known) if answered else ()),
         *_images(reader, groups, index_N, data, clean),
     ]
-    damage = _damage(reader) if verified else None
+    damage = _damage(reader, {name for name in names.values() if name}) if verified else None
     if damage and not problems:
         raise damage
     problems += [str(damage)] if damage else []
@@ -64,23 +70,23 @@ def join(
         raise CacheMismatch(problems[0])
     if problems:
         raise CacheMismatch(f"{reader.path} and {data} do not fit together:\n{bullet_list(problems)}")
-    column = {name: number for number, name in enumerate(reader.tasks[FOLDER_TASK] if classes is None else classes)}
-    labels_N = {
-        name: np.array([column[s.labels[FOLDER_TASK]] for s in samples], np.int64) for name, samples in groups.items()
+    stored = dict[str, StoredTask]()
+    if answered and not narrow:
+        tasks = {task: reader.tasks[str(name)] for task, name in names.items()}
+    for task, name in names.items():
+        column = {known: number for number, known in enumerate(reader.tasks.get(str(name), ()))}
+        if set(tasks[task]) <= set(column):
+            stored[task] = StoredTask(str(name), tuple(column[known] for known in tasks[task]))
+    asked = Tasks(tasks)
+    return {
+        name: TeacherTargets(reader, samples, index_N[name], label_numbers(samples, asked), asked, stored)
+        for name, samples in groups.items()
     }
-    return {name: TeacherTargets(reader, groups[name], index_N[name], labels_N[name]) for name in groups}
 
 
 def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:
-    left_out = reader.manifest.skipped
-    kept, n_bad = {}, 0
-    for name, samples in groups.items():
-        missing = np.flatnonzero(reader.find([sample.key for sample in samples]) < 0).tolist()
-        suspects = [at for at in missing if skip_bad_images or samples[at].key.hex() in left_out]
-        bad = {at for at in suspects if not is_decodable(samples[at])}
-        kept[name] = [sample for at, sample in enumerate(samples) if at not in bad]
-        n_bad += len(bad)
-    if n_bad:
+    kept = {name: decodable(reader, samples, skip=skip_bad_images) for name, samples in groups.items()}
+    if n_bad := sum(map(len, groups.values())) - sum(map(len, kept.values())):
         log.info("%s images cannot be decoded and are left out", f"{n_bad:,}")
     return kept
 
@@ -92,25 +98,35 @@ def _views(reader: CacheReader) -> Iterator[str]:
         yield str(error)
 
 
-def _damage(reader: CacheReader) -> CacheDamaged | None:
+def _damage(reader: CacheReader, tasks: Collection[str]) -> CacheDamaged | None:
     try:
-        reader.verify_objects(read_by_training(reader))
+        reader.verify_objects(read_by_training(reader, tasks))
     except CacheDamaged as error:
         return error
     return None
 
 
-def _classes(reader: CacheReader, groups: Groups, data: str, is_known: bool) -> Iterator[str]:
-    if FOLDER_TASK not in reader.tasks:
-        yield f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'"
-        return
-    classes = reader.tasks[FOLDER_TASK]
-    unknown = {sample.labels[FOLDER_TASK] for samples in groups.values() for sample in samples} - set(classes)
-    if unknown:
-        # A probe needs rows of these images; where there are none, that is said, and what to do then.
-        advice = f": {advice_other_classes(reader, data)}" if is_known else ""
-        built_for = f"it was built for {_short(classes)}"
-        yield f"{reader.path} does not know the classes {_short(sorted(unknown))}; {built_for}{advice}"
+def _tasks(
+    reader: CacheReader, groups: Groups, data: str, tasks: Mapping[str, Sequence[str]], names: Mapping[str, str | None],
+    narrow: bool, is_known: bool,
+) -> Iterator[str]:  # fmt: skip
+    """What the cache lacks of tasks and classes."""
+    # A probe needs rows of these images; where there are none, that is said, and what to do then.
+    advice = f": {advice_other_classes(reader, data)}" if is_known else ""
+    if unknown := [task for task in tasks if names[task] is None]:
+        there_are = f"it has {_short(list(reader.tasks))}{advice}"
+        yield f"{reader.path} does not know the task{'s' * (len(unknown) > 1)} {_short(unknown)}; {there_are}"
+    for task, name in names.items():
+        if name is None:
+            continue
+        classes = reader.tasks[name]
+        there = {sample.labels[task] for samples in groups.values() for sample in samples if task in sample.labels}
+        if lacking := (there | set(tasks[task] if narrow else ())) - set(classes):
+            of_task = f" of {task}" if len(tasks) > 1 else ""
+            yield (
+                f"{reader.path} does not know the classes {_short(sorted(lacking))}{of_task}; it was built for "
+                f"{_short(classes)}{advice}"
+            )
 
 
 def _short(names: Sequence[str]) -> str:

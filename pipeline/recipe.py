@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +21,7 @@ from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError, TeacherError, did_you_mean, is_encodable
 from pipeline.process import MAX_SEED, resolve_device
 from pipeline.targets import SEEN
+from pipeline.tasks import Tasks
 from pipeline.teachers.description import TeacherDescription, read_description
 from pipeline.teachers.hub import DEFAULT_TEACHER
 from pipeline.teachers.loading import name_without_path, open_teacher
@@ -77,18 +77,18 @@ class BuildConfig:
 
 def prepare_teacher(images: SampleSet, config: BuildConfig) -> Teacher:
     """Load the teacher, print its prompts, and refuse one whose answers could be of no use for these images."""
-    classes = images.classes[FOLDER_TASK]
-    _check_class_names(classes)
+    tasks = Tasks(images.classes)
+    _check_names(tasks)
     device = resolve_device(config.device)
     description = read_description(config.teacher_config) if config.teacher_config else TeacherDescription()
     teacher = open_teacher(
-        config.teacher, classes, PromptSource(file=config.prompts, templates=config.templates),
+        config.teacher, tasks, PromptSource(file=config.prompts, templates=config.templates),
         description=description, device=device, precision=resolve_precision(config.precision, device),
     )  # fmt: skip
     for name, texts in stored_prompts({"teacher": teacher.identity}).items():
         log.info("prompt  %s: %s", name, " | ".join(texts))
-    if unknown := [name for name in classes if name not in teacher.classes]:
-        found = f"the teacher does not know {len(unknown)} of the {len(classes)} classes of the images (first: "
+    if unknown := [name for name in tasks.outputs if name not in teacher.classes]:
+        found = f"the teacher does not know {len(unknown)} of the {len(tasks.outputs)} classes of the images (first: "
         found += f"'{unknown[0]}'{did_you_mean(unknown[0], teacher.classes)}); it knows {len(teacher.classes):,}: "
         found += ", ".join(teacher.classes[:8]) + (", ..." if len(teacher.classes) > 8 else "")
         if not (teacher.has_embedding and config.embedding):
@@ -97,10 +97,22 @@ def prepare_teacher(images: SampleSet, config: BuildConfig) -> Teacher:
     return teacher
 
 
-def _check_class_names(classes: Iterable[str]) -> None:
+def _check_names(tasks: Tasks) -> None:
     """The names of folders can be bytes that are no text; neither prompts nor a manifest can hold those."""
-    if wrong := [name for name in classes if not is_encodable(name)]:
-        raise SettingError(f"these class folders have names that are not UTF-8: {', '.join(wrong)}; rename them")
+    if wrong := [name for name in (*tasks, *tasks.outputs) if not is_encodable(name)]:
+        raise SettingError(f"these classes have names that are not UTF-8: {', '.join(wrong)}; rename their folders")
+
+
+def stored_tasks(images: SampleSet, teacher: Teacher) -> tuple[Tasks, dict[str, list[int]]]:
+    """(the tasks that the cache will know, task -> columns of the teacher's logits).
+
+    A single task has all classes that the teacher knows. So has the cache of a teacher that does not know the tasks.
+    """
+    tasks = Tasks(images.classes)
+    if len(tasks) == 1 or not set(tasks.outputs) <= set(teacher.classes):
+        return Tasks({FOLDER_TASK: teacher.classes}), {FOLDER_TASK: list(range(len(teacher.classes)))}
+    column = {name: number for number, name in enumerate(teacher.classes)}
+    return tasks, {task: [column[name] for name in tasks.outputs[where]] for task, where in tasks.columns.items()}
 
 
 def feature_shapes(teacher: Teacher, config: BuildConfig) -> FeatureShapes:
@@ -115,13 +127,10 @@ def feature_shapes(teacher: Teacher, config: BuildConfig) -> FeatureShapes:
 
 def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Manifest:
     """All of it but what is known once rows are computed."""
-    other_tasks = {task: names for task, names in images.classes.items() if task != FOLDER_TASK}
+    tasks, _ = stored_tasks(images, teacher)
     identity = {
         "identity_version": IDENTITY_VERSION,
-        "tasks": [
-            {"name": task, "classes": list(names)}
-            for task, names in {FOLDER_TASK: teacher.classes, **other_tasks}.items()
-        ],
+        "tasks": [{"name": task, "classes": list(names)} for task, names in tasks.items()],
         "teacher": teacher.identity,
         "preprocessing": teacher.preprocessing,
         "precision": teacher.precision,

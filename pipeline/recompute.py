@@ -24,13 +24,14 @@ from data.decode import DECODER_VERSION
 from data.errors import bullet_list
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, Sample
-from data.scan import scan_data
+from data.samples import Sample
+from pipeline.bad_images import scan_like
 from pipeline.errors import PipelineError
 from pipeline.joining import join
 from pipeline.process import resolve_device
 from pipeline.repair.derived import refuse_derived
 from pipeline.targets import TeacherTargets
+from pipeline.tasks import Tasks
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import stored_prompts
@@ -84,12 +85,12 @@ def recompute_rows(
     """
     reader = CacheReader(cache, memory_map=False)
     refuse_derived(reader)
-    images = scan_data(data, scan)
+    images = scan_like(reader, data, scan)
     samples = images.samples
     rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]
     # No label is needed: a cache may know other classes than the images, for the sake of its embeddings.
-    targets = join(reader, {"chosen": chosen}, str(data), classes=images.classes[FOLDER_TASK])["chosen"]
+    targets = join(reader, {"chosen": chosen}, str(data), images.classes, answered=False)["chosen"]
     model = _load(reader, teacher, resolve_device(device))
     batch_size = _batch_size(reader)
     n_workers = default_workers(model.device) if workers is None else workers
@@ -97,8 +98,10 @@ def recompute_rows(
         model.head.logits(model.embed(padded)[:count])
         for padded, count in _passes(targets, rows, model.size_px, n_workers, batch_size)
     ]
-    stored = reader.logits(rows, FOLDER_TASK)
-    away = np.abs(np.concatenate(answers).astype(stored.dtype).astype(np.float64) - stored).max(axis=1)
+    columns = {name: number for number, name in enumerate(model.classes)}
+    order = [columns[name] for name in Tasks(reader.tasks).outputs]
+    stored = np.concatenate([reader.logits(rows, task) for task in reader.tasks], axis=1)
+    away = np.abs(np.concatenate(answers)[:, order].astype(stored.dtype).astype(np.float64) - stored).max(axis=1)
     worst = int(away.argmax())
     tolerance = tolerance_logits(reader.manifest)
     if stored.dtype == np.float16:

@@ -27,6 +27,7 @@ METRIC_COLUMNS = (
     "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss", "val_agreement", "val_kl",
     "images_per_s", "wall_s", "cpu_s",
 )  # fmt: skip
+"""Of a run with several tasks those of losses and scores are means over the tasks, and `task/column` follow."""
 CHECKPOINT_FORMAT = 2
 """Of last.pt."""
 _BEST_FORMAT = 1
@@ -91,12 +92,14 @@ class RunFolder:
             best |= {name: checkpoint[name] for name in _IN_BEST if name in checkpoint}
             _write(self.best, {**best, "epoch": best_epoch})
         table = io.StringIO()
-        writer = csv.DictWriter(table, METRIC_COLUMNS, lineterminator="\n")
+        rows = checkpoint["metrics"]
+        of_tasks = [name for name in (rows[0] if rows else ()) if name not in METRIC_COLUMNS]
+        writer = csv.DictWriter(table, [*METRIC_COLUMNS, *of_tasks], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(checkpoint["metrics"])
+        writer.writerows(rows)
         durable.write_atomic(self.path / "metrics.csv", table.getvalue().encode())
         durable.write_atomic(self.path / "config.json", _json(checkpoint["config"]))
-        durable.write_atomic(self.path / "classes.json", _json(list(card.classes)))
+        durable.write_atomic(self.path / "classes.json", _json(_class_names(card)))
 
     def load_last(self) -> dict[str, Any]:
         """The checkpoint to go on from; RunError where there is none."""
@@ -167,6 +170,12 @@ def seed_runs(folder: str | Path) -> list[Path]:
 def is_finished(checkpoint: dict[str, Any]) -> bool:
     """Whether a run is at its last epoch, or stopped early by its own rule."""
     return bool(checkpoint["epoch"] >= checkpoint["config"]["epochs"] or checkpoint.get("stopped_early", False))
+
+
+def _class_names(card: StudentCard) -> Any:
+    """A list; of several tasks a list for each."""
+    lists = {task: list(names) for task, names in card.tasks.items()}
+    return lists if len(lists) > 1 else lists[card.every_task.only]
 
 
 def _json(value: Any) -> bytes:

@@ -1,13 +1,13 @@
 """Samples with what the teacher said of them: which row each shows in an epoch, its logits, and proof of the view.
 
 Knows neither models nor losses, and not how samples and rows were matched (`pipeline.joining`).
-N samples, R rows of the cache, V views of a sample, C classes, S pixels.
+N samples, R rows of the cache, V views of a sample, T tasks, C classes of one, K columns of all, S pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,12 +17,23 @@ from torch import Tensor
 from cache import CacheReader
 from cache.errors import CacheMismatch
 from data.loaders import ViewItem, read_sample
-from data.samples import FOLDER_TASK, Sample
+from data.samples import Sample
 from data.views import COLUMNS, ViewPolicy, render, view_order, witness, witness_tolerance
+from pipeline.tasks import UNLABELLED, Tasks
 
 SEEN = "seen"
 """The feature, one scalar a row: 1 where the teacher, or the head that said the row, was fitted on the row's sample or
 its group; 0 where not. Without it nobody knows."""
+
+
+@dataclass(frozen=True)
+class StoredTask:
+    """Where a cache has the logits of a task."""
+
+    name: str
+    """What the cache calls it."""
+    columns: tuple[int, ...]
+    """Of its stored logits, the one of each class of ours."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,18 @@ class TeacherTargets:
     samples: Sequence[Sample]
     index_N: NDArray[np.int64]
     """Number of each sample in the cache."""
-    labels_N: NDArray[np.int64]
-    """Class of each sample, as a column of the cache's logits."""
+    labels_NT: NDArray[np.int64]
+    """Class of each sample in each task, counted within the task; UNLABELLED where it has none."""
+    tasks: Tasks
+    """Their classes in the order of the logits."""
+    stored: Mapping[str, StoredTask]
+    """Task -> where its logits are; absent where the cache does not know all its classes, and nobody asks for them."""
+
+    @property
+    def labels_N(self) -> NDArray[np.int64]:
+        """Class of each sample in the one task there is."""
+        assert len(self.tasks) == 1
+        return self.labels_NT[:, 0]
 
     @property
     def geometry(self) -> str:
@@ -49,13 +70,21 @@ class TeacherTargets:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the columns of the logits."""
-        return self.reader.tasks[FOLDER_TASK]
+        """Class names of the one task there is."""
+        return self.tasks[self.tasks.only]
 
     def subset(self, chosen: NDArray[np.int64]) -> TeacherTargets:
         """Some of the samples, by their numbers."""
         samples = [self.samples[i] for i in chosen.tolist()]
-        return TeacherTargets(self.reader, samples, self.index_N[chosen], self.labels_N[chosen])
+        return replace(self, samples=samples, index_N=self.index_N[chosen], labels_NT=self.labels_NT[chosen])
+
+    def of_task(self, task: str) -> TeacherTargets:
+        """One task alone, and the samples that have a label in it."""
+        number = list(self.tasks).index(task)
+        labelled = np.flatnonzero(self.labels_NT[:, number] != UNLABELLED)
+        whole = self if len(labelled) == len(self.samples) else self.subset(labelled)
+        labels_N1 = whole.labels_NT[:, number : number + 1]
+        return replace(whole, labels_NT=labels_N1, tasks=Tasks({task: self.tasks[task]}))
 
     def used_views(self, n_views: int) -> NDArray[np.int64]:
         """How many views of each sample take part, int64 [N]: the first `n_views` by index, all for 0."""
@@ -96,11 +125,17 @@ class TeacherTargets:
         return [ViewItem(sample, row, i) for i, (sample, row) in enumerate(zip(samples, params, strict=True))]
 
     def teacher_logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Raw logits, float32 [len(rows), C]."""
-        return self.reader.logits(rows, FOLDER_TASK).astype(np.float32)
+        """Raw logits, float32 [len(rows), K]."""
+        parts = []
+        for task in self.tasks:
+            stored = self.stored[task]
+            logits_RC = self.reader.logits(rows, stored.name)
+            in_order = stored.columns == tuple(range(logits_RC.shape[1]))
+            parts.append(logits_RC if in_order else logits_RC[:, list(stored.columns)])
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)).astype(np.float32)
 
     def mean_logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Raw logits, averaged over all cached views of each row's sample, float32 [len(rows), C].
+        """Raw logits, averaged over all cached views of each row's sample, float32 [len(rows), K].
 
         The mean of logits is, up to a constant, the logarithm of the views' geometric mean: one target for every T,
         and the q of least summed KL(q || view). A mean of probabilities would depend on T, and be flatter where views
@@ -169,10 +204,10 @@ _order = lru_cache(maxsize=200_000)(view_order)
 """One permutation serves V epochs of a run."""
 
 
-def read_by_training(reader: CacheReader) -> list[str]:
-    """The big objects of the file that stage two reads, by name."""
-    tasks, seen = list(reader.tasks), [f"features/{SEEN}"] if SEEN in reader.features else []
-    logits = [f"logits/{tasks.index(FOLDER_TASK)}"] if FOLDER_TASK in tasks else []
+def read_by_training(reader: CacheReader, tasks: Collection[str]) -> list[str]:
+    """The big objects of the file that stage two reads, by name; `tasks` as the cache calls them."""
+    seen = [f"features/{SEEN}"] if SEEN in reader.features else []
+    logits = [f"logits/{number}" for number, task in enumerate(reader.tasks) if task in tasks]
     return ["rows/params", "rows/witness", *logits, *seen]
 
 

@@ -12,8 +12,9 @@ import json
 import shlex
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import RunError, first_line
+from pipeline.tasks import Tasks
 
 CARD_NAME = "softlabel.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,9 +40,8 @@ class StudentCard:
     """All that a student's user must know: stands in the run folder and in the exported file."""
 
     student: str
-    task: str
-    classes: tuple[str, ...]
-    """Names of the output columns, in order."""
+    tasks: Mapping[str, tuple[str, ...]]
+    """Task -> class names. Each has a column in the model's output, those of the first task first."""
     size_px: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Input = (RGB / 255 - mean) / std, per channel; normalising is not part of the model."""
@@ -55,9 +56,19 @@ class StudentCard:
     """What the teacher called itself when its cache was built."""
     notice: str = NOTICE
 
+    @cached_property
+    def every_task(self) -> Tasks:
+        """The tasks with their columns."""
+        return Tasks(self.tasks)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the output columns are called, in order: by class; where there are several tasks, `task: class`."""
+        return self.every_task.outputs
+
     def to_json(self) -> str:
         """The card as JSON text."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps({**asdict(self), "classes": self.classes}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> StudentCard:
@@ -65,8 +76,10 @@ class StudentCard:
         try:
             fields: dict[str, Any] = json.loads(text)
             fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-            return cls(**fields)
-        except (ValueError, TypeError, AttributeError) as error:
+            classes = fields.pop("classes")
+            tasks = fields["tasks"] if "tasks" in fields else {fields.pop("task"): classes}  # an older version's
+            return cls(**{**fields, "tasks": {task: tuple(names) for task, names in tasks.items()}})
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise RunError(f"the model's card is damaged: {error}") from error
 
 

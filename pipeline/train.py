@@ -2,7 +2,7 @@
 
 Views, classes and teacher answers come from the cache, images from the data folder, joined by content. `last.pt` is
 written after every epoch; an interrupted run goes on from it. Run: softlabel train DATA t.h5 -o RUN
-N samples, B batch, C classes, S pixels.
+N samples, B batch, T tasks, K columns of all of them, S pixels.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from cache import CacheReader
 from cache.errors import printable
 from data.loaders import StudentLoader, ViewMemory, default_workers
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, Sample, SampleSet
-from data.scan import scan_data
-from pipeline.errors import OutputExists, RunError
+from data.samples import Sample, SampleSet
+from pipeline.bad_images import scan_like
+from pipeline.errors import OutputExists, RunError, SettingError, did_you_mean
 from pipeline.gate.check import check_teacher, short_lines
-from pipeline.gate.report import TeacherReport, teacher_report
+from pipeline.gate.report import TeacherReport, teacher_reports
 from pipeline.inference import memory_format, normalise
 from pipeline.joining import join
 from pipeline.outputs import check_output_folder
@@ -40,6 +40,7 @@ from pipeline.report.closing import FinishedRun, close
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.budget import check_budget, n_parameters
 from pipeline.students.prepare import prepare_student
+from pipeline.tasks import Tasks, label_bytes
 from pipeline.torchscript import StudentCard
 from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig, other_settings
@@ -48,6 +49,7 @@ from pipeline.training.labels import class_weights, logit_offsets
 from pipeline.training.learner import Learner, Step, Tally
 from pipeline.training.lessons import EpochPlan, Lessons
 from pipeline.training.optimisation import temperature_at
+from pipeline.training.rows import chosen_by, score_columns
 from pipeline.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -102,14 +104,15 @@ def train(
             previous = run.load_last()
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
         reader = CacheReader(cache, memory_map=False)
-        images = scan_data(data, scan)
+        images = scan_like(reader, data, scan)
         training = _Training(
             run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
         )
         worth = training.announce()
         if previous is None:
             if config.teacher and not anyway:
-                check_teacher(worth, reader, cache, data)
+                for of_task in worth.values():
+                    check_teacher(of_task, reader, cache, data)
             stack.enter_context(run.held())
             _check_new(run)  # another process may have begun and ended one meanwhile
         else:
@@ -133,31 +136,32 @@ class _Training:
         self._run, self._config, self._device, self._reader = run, config, device, reader
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
-            reader, {"train": learners, "val": validators}, str(images.root),
+            reader, {"train": learners, "val": validators}, str(images.root), images.classes,
             clean=["val"], skip_bad_images=skip_bad_images, verified=True,
         )  # fmt: skip
         check_left(targets, images)
         self._lessons = Lessons(targets["train"], config)
-        learn = self._lessons.targets
+        learn, tasks = self._lessons.targets, self._lessons.tasks
+        _check_best_by(config.best_by, tasks)
         self._student = prepare_student(
-            config.student, learn.classes, config.student_size_px, seed=derived_seed(config.seed, "weights"),
+            config.student, tasks.outputs, config.student_size_px, seed=derived_seed(config.seed, "weights"),
             init="none" if resumed else config.init, dropout=config.dropout,
         )  # fmt: skip
         self._card = StudentCard(
-            student=self._student.source.name, task=FOLDER_TASK, classes=learn.classes,
+            student=self._student.source.name, tasks=dict(tasks),
             size_px=config.student_size_px, geometry=learn.geometry, cache_id=reader.cache_id,
             taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
         )  # fmt: skip
         model = self._student.module
         self._artefact_bytes = check_budget(model, self._card, config.budget_mb)
         learn.check_witness(config.student_size_px, config.seed)
-        labels_N = self._lessons.labels_N
-        weights_C = class_weights(config.class_weights, labels_N, self._card.classes)
-        offsets_C = logit_offsets(config.logit_adjustment, labels_N, len(self._card.classes))
+        labels_NT = self._lessons.labels_NT
+        weights_K = class_weights(config.class_weights, labels_NT, tasks)
+        offsets_K = logit_offsets(config.logit_adjustment, labels_NT, tasks)
         self._layout = memory_format(device, model)
         self._learner = Learner(
             model.to(device=device, memory_format=self._layout),  # type: ignore[call-overload]
-            config, device, class_weights_C=_on(device, weights_C), logit_offsets_C=_on(device, offsets_C),
+            config, device, tasks, class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
         )  # fmt: skip
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
         memory = None if config.fresh_views else _SHOWN_BEFORE
@@ -165,7 +169,7 @@ class _Training:
         self._validate = Validator(targets["val"], self._card, self._load, device)
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
-            "images": _key_digest(learners, validators), "class_weights": _digest_of(weights_C),
+            "images": _key_digest(tasks, learners, validators), "class_weights": _digest_of(weights_K),
             **self._student.ids,
         }  # fmt: skip
         keys = bytearray(b"".join(sample.key for sample in self._lessons.samples))
@@ -173,8 +177,8 @@ class _Training:
         self._epoch, self._metrics, self._stopped_early = 0, list[dict[str, Any]](), False
         self._best, self._best_model = {"epoch": 0, "macro_f1": -1.0}, dict[str, Tensor]()
 
-    def announce(self) -> TeacherReport:
-        """Say what is trained on what; what the teacher is worth is also returned."""
+    def announce(self) -> dict[str, TeacherReport]:
+        """Say what is trained on what; what the teacher is worth in each task is also returned."""
         config = self._config
         for line in self._student.init_report:
             log.info("init     %s", printable(line))
@@ -185,10 +189,12 @@ class _Training:
             workers=self._n_workers,
         ):  # fmt: skip
             log.info("%s", line)
-        self._teacher = report = teacher_report(self._validate.targets, "val", self._lessons.targets)
-        for line in short_lines(report, config.temperature if config.teacher else None):
-            log.info("teacher  %s", printable(line))
-        return report
+        self._teacher = teacher_reports(self._validate.targets, "val", self._lessons.targets)
+        for task, report in self._teacher.items():
+            of_task = f"{task}: " if len(self._teacher) > 1 else ""
+            for line in short_lines(report, config.temperature if config.teacher else None):
+                log.info("teacher  %s", printable(f"{of_task}{line}"))
+        return self._teacher
 
     def restore(self, previous: dict[str, Any]) -> None:
         """Take up a checkpoint; RunError lists every setting or input that is not the run's own."""
@@ -219,8 +225,9 @@ class _Training:
                 row = self._one_epoch(self._epoch)
                 self._epoch += 1
                 self._metrics.append(row)
-                if is_best := row["val_macro_f1"] > self._best["macro_f1"]:
-                    self._best = {"epoch": self._epoch, "macro_f1": row["val_macro_f1"]}
+                score = chosen_by(row, self._config.best_by)
+                if is_best := score > self._best["macro_f1"]:
+                    self._best = {"epoch": self._epoch, "macro_f1": score}
                     weights = self._learner.average.state_dict()
                     self._best_model = {name: tensor.clone() for name, tensor in weights.items()}
                 patience = self._config.early_stopping
@@ -237,7 +244,7 @@ class _Training:
     def _finished(self) -> FinishedRun:
         return FinishedRun(
             folder=self._run, config=self._config, card=self._card, rows=self._metrics, ids=self._ids,
-            teacher=self._teacher, train=self._lessons.targets, validate=self._validate, learned=self._lessons.samples,
+            teachers=self._teacher, train=self._lessons.targets, validate=self._validate, learned=self._lessons.samples,
             n_parameters=n_parameters(self._learner.model), artefact_bytes=self._artefact_bytes, device=self._device,
         )  # fmt: skip
 
@@ -247,7 +254,7 @@ class _Training:
         plan = self._lessons.epoch(epoch)
         n_batches = len(plan.batches)
         total_steps = n_batches * self._config.epochs
-        tally = Tally()
+        tally = Tally(list(self._card.tasks))
         self._learner.model.train()
         loaded = self._load(plan.batches)
         for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch)):
@@ -258,34 +265,30 @@ class _Training:
             self._check_interrupt()
         trained_s = time.perf_counter() - started
         found = self._validate(self._learner.average, self._check_interrupt)
-        if not (math.isfinite(found.loss_nats) and self._learner.is_finite()):
+        if not (found.is_finite() and self._learner.is_finite()):
             raise RunError(
                 f"the weights are infinite or undefined after step {(epoch + 1) * n_batches:,} of {total_steps:,}, "
                 f"whose loss was finite; {self._run.last} holds the state after epoch {epoch}. {self._likely_cause()}"
             )
-        scores, last_step = found.metrics, (epoch + 1) * n_batches - 1
-        config = self._config
+        config, last_step = self._config, (epoch + 1) * n_batches - 1
         return {
             "epoch": epoch + 1, "lr": self._learner.lr,
             "temperature": temperature_at(last_step, total_steps, config.temperature, config.temperature_end),
-            **tally.means(config.teacher),
-            "val_accuracy": scores.accuracy, "val_balanced_accuracy": scores.balanced_accuracy,
-            "val_macro_f1": scores.macro_f1, "val_loss": found.loss_nats,
-            "val_agreement": found.agreement.top1, "val_kl": found.agreement.kl_nats,
+            "loss": tally.loss, **score_columns(tally.means(config.teacher), found),
             "images_per_s": tally.n_images / trained_s, "wall_s": time.perf_counter() - started,
             "cpu_s": time.process_time() - started_cpu_s,
         }  # fmt: skip
 
     def _step(self, pixels: Tensor, draw_B: NDArray[np.int64], plan: EpochPlan, step: int, total_steps: int) -> Step:
         said = self._lessons.told(plan, draw_B)
-        labels_B = torch.from_numpy(self._lessons.labels_N[plan.sample_M[draw_B]]).to(self._device)
-        teacher_BC = None if said is None else torch.from_numpy(said).to(self._device)
+        labels_BT = torch.from_numpy(self._lessons.labels_NT[plan.sample_M[draw_B]]).to(self._device)
+        teacher_BK = None if said is None else torch.from_numpy(said).to(self._device)
         inputs = normalise(pixels, self._card, self._device, self._layout)
-        found = self._learner.step(inputs, teacher_BC, labels_B, step, total_steps)
+        found = self._learner.step(inputs, teacher_BK, labels_BT, step, total_steps)
         if not math.isfinite(found.loss):
             raise RunError(
-                f"the loss is {found.loss:g} in step {step + 1:,} of {total_steps:,} (hard {found.hard:g}, soft "
-                f"{found.soft:g}); {self._run.last} holds the state after epoch {self._epoch}. {self._likely_cause()}"
+                f"the loss is {found.loss:g} in step {step + 1:,} of {total_steps:,} ({_parts(found, self._card)}); "
+                f"{self._run.last} holds the state after epoch {self._epoch}. {self._likely_cause()}"
             )
         return found
 
@@ -325,13 +328,25 @@ def saved_config(run: str | Path) -> TrainConfig:
     return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig) if field.name in saved})
 
 
-def _key_digest(*groups: Sequence[Sample]) -> str:
+def _key_digest(tasks: Tasks, *groups: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for group in groups:
         digest.update(len(group).to_bytes(8, "little"))
         for sample in group:
-            digest.update(sample.key + sample.labels[FOLDER_TASK].encode())
+            digest.update(sample.key + label_bytes(sample, tasks))
     return digest.hexdigest()
+
+
+def _parts(step: Step, card: StudentCard) -> str:
+    named = zip(card.tasks, step.tasks, strict=True)
+    parts = [f"{task if len(card.tasks) > 1 else ''} hard {one.hard:g}, soft {one.soft:g}" for task, one in named]
+    return ";".join(parts).strip()
+
+
+def _check_best_by(best_by: str, tasks: Tasks) -> None:
+    if best_by not in ("mean", *tasks):
+        known = ["mean", *tasks]
+        raise SettingError(f"best_by must be {' or '.join(known)}, got {best_by!r}{did_you_mean(best_by, known)}")
 
 
 def _digest_of(values: NDArray[np.float32] | None) -> str:

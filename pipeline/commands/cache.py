@@ -87,12 +87,15 @@ def cache_info(file: Path, data: Path | None, split: str | None, as_json: bool, 
         raise click.UsageError("--split and the options of images go with --data DATA")
     from pipeline.info import describe_cache, describe_cache_as_text
 
-    report = None
+    reports = {}
     if data is not None:
-        from pipeline.gate.report import report_on
+        from pipeline.gate.report import reports_on
 
-        report = report_on(file, data, split, dataclasses.replace(scan, remember_split=False))
-    click.echo(json.dumps(describe_cache(file, report), indent=1) if as_json else describe_cache_as_text(file, report))
+        reports = reports_on(file, data, split, dataclasses.replace(scan, remember_split=False))
+    described = (
+        json.dumps(describe_cache(file, reports), indent=1) if as_json else describe_cache_as_text(file, reports)
+    )
+    click.echo(described)
 
 
 @cache.command("verify")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +75,14 @@ def rehead(cache_file: Path, out: Path, data: Path | None, scan: ScanOptions, **
         from pipeline.repair.rehead import ReheadConfig, rehead_cache
 
         result = rehead_cache(cache_file, out, ReheadConfig(**settings), data, scan)
-    temperature = f", T {result.temperature:.4g}" if result.temperature is not None else ""
+    temperature = f", T {_listed(result.temperatures)}" if result.temperatures else ""
     click.echo(
         f"{out}: {result.n_rows:,} views of {result.n_samples:,} images with new prompts{temperature}, "
         f"{result.wall_s:.1f} s"
     )
     if result.scores:
         click.echo(result.to_table())
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " and ".join(f"{value:.4g}" for value in values)

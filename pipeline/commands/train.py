@@ -34,6 +34,7 @@ def _settings(command: Any) -> Any:
         _setting("--dropout", "dropout", number, None, "Probability before the last linear layer [the model's own]."),
         _setting("--epochs", "epochs", whole, 40, "Passes over the train images."),
         _setting("--early-stopping", "early_stopping", whole, 0, "Epochs without a better macro F1; 0 = never stop."),
+        _setting("--best-by", "best_by", str, "mean", "Task that chooses the best epoch; mean = of all tasks."),
         _setting("--views", "n_views", whole, 0, "Use the first so many cached views only; 0 = all."),
         click.option("--fresh-views/--cached-views", "fresh_views", default=False,
                      help="With --no-teacher: views drawn anew every epoch."),

@@ -1,7 +1,7 @@
 """The images of a fit: which are learnt from, which validate, as what views they are shown.
 
 Never loads a model. Test is never touched. Run: softlabel teacher fit DATA --from MODEL -o DIR
-N samples, B batch.
+N samples, B batch, T tasks.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import BadSamples
 from data.loaders import ViewItem
-from data.samples import FOLDER_TASK, Sample, SampleSet
+from data.samples import Sample, SampleSet
 from data.views import CLEAN_ROW, ViewPolicy, draw
 from pipeline.bad_images import find_bad_files, refuse_or_tell
 from pipeline.process import derived_seed
+from pipeline.tasks import Tasks, label_bytes, label_numbers
 from pipeline.training.held_out import split_off_validation
 
 POLICY = ViewPolicy()
@@ -31,20 +33,19 @@ class FitImages:
     val: list[Sample]
     val_source: str
     """Where the validation images come from, for people."""
-    classes: tuple[str, ...]
+    tasks: Tasks
 
-    def labels(self, samples: Sequence[Sample]) -> list[int]:
-        """The number of each sample's class."""
-        number = {name: index for index, name in enumerate(self.classes)}
-        return [number[sample.labels[FOLDER_TASK]] for sample in samples]
+    def labels(self, samples: Sequence[Sample]) -> NDArray[np.int64]:
+        """The number of each sample's class in each task, int64 [N, T]; UNLABELLED where it has none."""
+        return label_numbers(samples, self.tasks)
 
     def epoch_batches(self, epoch: int, batch_size: int, seed: int) -> list[list[ViewItem]]:
-        """Every image once, in random order, as its view `epoch + 1`, in batches of nearly equal size."""
+        """Every image once, in random order, as its view `epoch + 1`, in batches of nearly equal size.
+
+        The target of an item is its sample's number.
+        """
         order = np.random.default_rng(derived_seed(seed, epoch, "order")).permutation(len(self.learn))
-        labels = self.labels(self.learn)
-        items = [
-            ViewItem(self.learn[i], draw(POLICY, self.learn[i].key, epoch + 1, seed), labels[i]) for i in order.tolist()
-        ]
+        items = [ViewItem(self.learn[i], draw(POLICY, self.learn[i].key, epoch + 1, seed), i) for i in order.tolist()]
         parts = np.array_split(np.arange(len(items)), self.n_batches(batch_size))
         return [[items[i] for i in part] for part in parts]
 
@@ -54,8 +55,7 @@ class FitImages:
 
     def val_batches(self, batch_size: int) -> list[list[ViewItem]]:
         """The clean view of every validation image, in order."""
-        labels = self.labels(self.val)
-        items = [ViewItem(sample, CLEAN_ROW, label) for sample, label in zip(self.val, labels, strict=True)]
+        items = [ViewItem(sample, CLEAN_ROW, number) for number, sample in enumerate(self.val)]
         return [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
 
     def digest(self) -> str:
@@ -64,7 +64,7 @@ class FitImages:
         for group in (self.learn, self.val):
             digest.update(len(group).to_bytes(8, "little"))
             for sample in group:
-                digest.update(sample.key + sample.labels[FOLDER_TASK].encode())
+                digest.update(sample.key + label_bytes(sample, self.tasks))
         return digest.hexdigest()
 
 
@@ -77,11 +77,13 @@ def choose_images(images: SampleSet, *, val_fraction: float, seed: int, skip_bad
     learn, val, where = split_off_validation(images, val_fraction, seed)
     bad = find_bad_files([*learn, *val])
     refuse_or_tell(bad, len(learn) + len(val), "the fit has not started", skip=skip_bad_images)
-    paths = {file.sample.path for file in bad}
+    paths = {file.path for file in bad}
     learn, val = ([sample for sample in group if sample.path not in paths] for group in (learn, val))
-    if len({sample.labels[FOLDER_TASK] for sample in learn}) < 2 or not val:
+    learn = [sample for sample in learn if sample.labels]
+    tasks = Tasks(images.classes)
+    if any(len({s.labels[task] for s in learn if task in s.labels}) < 2 for task in tasks) or not val:
         raise BadSamples(
             f"{images.root} has too few images: {len(learn):,} to learn from and {len(val):,} to validate on "
             f"({where}); expected at least two classes in train and one image in val"
         )
-    return FitImages(learn, val, where, images.classes[FOLDER_TASK])
+    return FitImages(learn, val, where, tasks)

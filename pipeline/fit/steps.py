@@ -1,7 +1,7 @@
 """The steps of a fit: one batch of views -> changed weights, or what to do where that cannot be.
 
 Never loads a model, reads an image or writes a file. Run: softlabel teacher fit DATA --from MODEL -o DIR
-B batch, S pixels.
+B batch, T tasks, K classes of all of them, S pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import RunError, first_line
 from pipeline.fit.tuning import DualEncoderTuning
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.optimisation import learning_rate
 
 GRADIENT_NORM = 1.0
@@ -26,8 +27,10 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 class Steps:
     """AdamW with warm-up and cosine, gradient clipping and, in fp16, a loss scale."""
 
-    def __init__(self, model: DualEncoderTuning, *, lr_peak: float, weight_decay: float, total_steps: int) -> None:
-        self._model, self._lr_peak, self._total = model, lr_peak, total_steps
+    def __init__(
+        self, model: DualEncoderTuning, tasks: Tasks, *, lr_peak: float, weight_decay: float, total_steps: int
+    ) -> None:
+        self._model, self._tasks, self._lr_peak, self._total = model, tasks, lr_peak, total_steps
         learning = list(model.learning.values())
         groups = [
             {"params": [p for p in learning if p.ndim > 1], "weight_decay": weight_decay},
@@ -43,14 +46,14 @@ class Steps:
         lr: float = self._optimizer.param_groups[0]["lr"]
         return lr
 
-    def __call__(self, pixels: Tensor, labels_B: Tensor, step: int) -> float:
-        """Step number `step` (from 0), on uint8 views [B, 3, S, S]; its mean loss, in nats.
+    def __call__(self, pixels: Tensor, labels_BT: Tensor, step: int) -> float:
+        """Step number `step` (from 0), on uint8 views [B, 3, S, S], int64 [B, T]; the mean loss of its tasks, in nats.
 
         RunError, before any weight changes, where loss or gradient are no finite numbers.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(step, self._total, self._lr_peak)
-        loss = self._model.loss(self._model.logits(pixels, self._model.class_texts()), labels_B)
+        loss = self._loss(self._model.logits(pixels, self._model.class_texts()), labels_BT.to(self._model.device))
         self._check_finite("loss", loss.item(), step)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -62,6 +65,15 @@ class Steps:
         self._scaler.update()
         self._model.keep_in_range()
         return loss.item()
+
+    def _loss(self, logits_BK: Tensor, labels_BT: Tensor) -> Tensor:
+        """Mean over the tasks in which an image of the batch has a label, of the labelled ones' own losses."""
+        parts = []
+        for labels_B, columns in zip(labels_BT.unbind(1), self._tasks.columns.values(), strict=True):
+            labelled = labels_B != UNLABELLED
+            if labelled.any():
+                parts.append(self._model.loss(logits_BK[labelled][:, columns], labels_B[labelled]))
+        return torch.stack(parts).mean()
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):

@@ -9,29 +9,29 @@ N samples, B batch, C classes, D embedding, S pixels.
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK
 from data.scan import scan_data
 from pipeline.errors import RunError, SettingError
 from pipeline.fit.folder import CHECKPOINT_FORMAT, FitFolder, fitted_on
 from pipeline.fit.images import POLICY, FitImages, choose_images
 from pipeline.fit.steps import Steps, out_of_memory
 from pipeline.fit.tuning import PRECISIONS, DualEncoderTuning, resolve_fit_precision
-from pipeline.metrics import Metrics, classification_metrics
+from pipeline.metrics import classification_metrics
 from pipeline.outputs import check_output_folder
 from pipeline.process import MAX_SEED, deferred_interrupts, derived_seed, resolve_device
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.teachers.prompts import Prompts, PromptSource
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def fit_teacher(
         return _finished(folder, config)
     previous = folder.load_last() if resume else None
     images = scan_data(data, scan)
-    texts = _prompts(images.classes[FOLDER_TASK], prompts, previous)
+    texts = _prompts(Tasks(images.classes), prompts, previous)
     used = choose_images(
         images, val_fraction=config.val_fraction, seed=config.seed, skip_bad_images=scan.skip_bad_images
     )
@@ -145,12 +145,12 @@ def _finished(folder: FitFolder, config: FitConfig) -> FitResult:
     return FitResult(folder.path, best["epoch"], best["macro_f1"], told["start"]["macro_f1"], 0.0)
 
 
-def _prompts(classes: tuple[str, ...], source: PromptSource | None, previous: dict[str, Any] | None) -> Prompts:
+def _prompts(tasks: Tasks, source: PromptSource | None, previous: dict[str, Any] | None) -> Prompts:
     """Those that are asked for, else those of the fit to go on with, else of the class names."""
     if previous is not None and not (source and source.is_given):
         prompts: Prompts = {name: tuple(texts) for name, texts in previous["prompts"].items()}
     else:
-        prompts = (source or PromptSource()).texts_of(classes)
+        prompts = (source or PromptSource()).texts_of(tasks)
     for name, texts in prompts.items():
         log.info("prompt  %s: %s", name, " | ".join(texts))
     return prompts
@@ -187,12 +187,13 @@ class _Fitting:
         model_bytes = _n_bytes(self._model.model.parameters())
         folder.check_room(learning_bytes, model_bytes)
         self._steps = Steps(
-            self._model, lr_peak=config.lr_peak, weight_decay=config.weight_decay,
+            self._model, images.tasks, lr_peak=config.lr_peak, weight_decay=config.weight_decay,
             total_steps=images.n_batches(config.batch_size) * config.epochs,
         )  # fmt: skip
         n_workers = default_workers(device) if workers is None else workers
         self._load = StudentLoader(self._model.size_px, POLICY.geometry, n_workers)
         self._val_pixels: Tensor | None = None
+        self._labels_NT = torch.from_numpy(images.labels(images.learn))
         self._ids = {"weights_sha256": self._model.weights_sha256, "images": images.digest()}
         self._run_on = {"device": device, "precision": self._model.precision, "threads": torch.get_num_threads()}
         self._epoch, self._metrics = 0, list[dict[str, Any]]()
@@ -210,7 +211,7 @@ class _Fitting:
         )  # fmt: skip
         log.info(
             "images  %s train, %s val (%s), %d classes",
-            f"{len(images.learn):,}", f"{len(images.val):,}", images.val_source, len(images.classes),
+            f"{len(images.learn):,}", f"{len(images.val):,}", images.val_source, len(images.tasks.outputs),
         )  # fmt: skip
         if known := sum(sample.key in self._fitted_before for sample in images.val):
             log.warning(
@@ -260,10 +261,10 @@ class _Fitting:
     def _learn(self) -> None:
         if not self._start:
             before = self._validate()
-            self._start = {"accuracy": before.accuracy, "macro_f1": before.macro_f1}
+            self._start = {name: before[name] for name in ("accuracy", "macro_f1")}
             log.info(
                 "before  val accuracy %.3f, macro F1 %.3f; always the largest class: %.3f",
-                before.accuracy, before.macro_f1, before.majority_share,
+                before["accuracy"], before["macro_f1"], before["majority_share"],
             )  # fmt: skip
         while self._epoch < self._config.epochs:
             row = self._one_epoch(self._epoch)
@@ -283,25 +284,33 @@ class _Fitting:
         loaded = tqdm(
             self._load(batches), total=len(batches), desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=None
         )
-        for number, (pixels, labels_B) in enumerate(loaded):
-            loss_sum += self._steps(pixels, labels_B, epoch * len(batches) + number) * len(labels_B)
+        for number, (pixels, sample_B) in enumerate(loaded):
+            labels_BT = self._labels_NT[sample_B]
+            loss_sum += self._steps(pixels, labels_BT, epoch * len(batches) + number) * len(labels_BT)
             self._check_interrupt()
         trained_s = time.perf_counter() - started
         val = self._validate()
         n_images = len(self._images.learn)
         return {
             "epoch": epoch + 1, "lr": self._steps.lr, "loss": loss_sum / n_images,
-            "val_accuracy": val.accuracy, "val_balanced_accuracy": val.balanced_accuracy, "val_macro_f1": val.macro_f1,
+            **{f"val_{name}": val[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")},
             "images_per_s": n_images / trained_s, "wall_s": time.perf_counter() - started,
         }  # fmt: skip
 
-    def _validate(self) -> Metrics:
+    def _validate(self) -> dict[str, float]:
+        """Scores of the validation images, means over the tasks."""
         self._model.train(False)
         with torch.inference_mode():
             text_CD = self._model.class_texts()
             logits = [self._model.logits(pixels, text_CD).cpu() for pixels in self._val_batches()]
-        labels_N = np.array(self._images.labels(self._images.val), dtype=np.int64)
-        return classification_metrics(torch.cat(logits).numpy(), labels_N, self._images.classes)
+        said_NK, labels_NT = torch.cat(logits).numpy(), self._images.labels(self._images.val)
+        scores = []
+        for number, (task, columns) in enumerate(self._images.tasks.columns.items()):
+            labelled = labels_NT[:, number] != UNLABELLED
+            classes = self._images.tasks[task]
+            scores.append(classification_metrics(said_NK[labelled, columns], labels_NT[labelled, number], classes))
+        names = ("accuracy", "balanced_accuracy", "macro_f1", "majority_share")
+        return {name: statistics.fmean(getattr(one, name) for one in scores) for name in names}
 
     def _val_batches(self) -> Iterator[Tensor]:
         """The clean validation views, uint8."""

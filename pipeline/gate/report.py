@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from cache import CacheReader
 from data.errors import BadSamples
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import TeacherError
 from pipeline.gate.calibration import mean_entropy, temperature_range
 from pipeline.gate.chance import Renaming, adjusted_for_chance, chance_p_value, find_renaming
@@ -26,6 +25,7 @@ from pipeline.joining import join
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.metrics.calibration import confidence, expected_calibration_error
 from pipeline.targets import SEEN, TeacherTargets
+from pipeline.tasks import UNLABELLED
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 MIN_ADJUSTED_ACCURACY, MAX_P_VALUE = 0.05, 0.01
@@ -122,27 +122,40 @@ class TeacherReport:
         return found
 
 
-def report_on(cache: str | Path, data: str | Path, split: str | None, scan: ScanOptions) -> TeacherReport:
-    """The report on a split of a data folder; None is the first there is of val, test and train.
+def reports_on(cache: str | Path, data: str | Path, split: str | None, scan: ScanOptions) -> dict[str, TeacherReport]:
+    """Task -> the report on a split of a data set; None is the first there is of val, test and train.
 
     Train images that the cache lacks take no part. Raises DataError, CacheError or TeacherError.
     """
-    reader, images = CacheReader(cache, memory_map=False), scan_data(data, scan)
+    reader = CacheReader(cache, memory_map=False)
+    images = scan_like(reader, data, scan)
     split = split or next(name for name in ("val", "test", "train") if name in images.splits)
     groups = {split: images.of_split(split)}
     if split != "train" and "train" in images.splits:
         train = images.of_split("train")
         known = reader.find([sample.key for sample in train]) >= 0
         groups["train"] = [sample for sample, is_known in zip(train, known, strict=True) if is_known]
-    targets = join(reader, groups, str(data), clean=[split], skip_bad_images=scan.skip_bad_images, verified=True)
-    if not targets[split].samples:
-        raise BadSamples(f"{data} has no image in split '{split}' that can be decoded: replace them")
-    return teacher_report(targets[split], split, targets.get("train"))
+    targets = join(
+        reader, groups, str(data), images.classes, clean=[split], skip_bad_images=scan.skip_bad_images, verified=True
+    )
+    if not (targets[split].labels_NT != UNLABELLED).any():
+        raise BadSamples(f"{data} has no image with a label in split '{split}' that can be decoded: replace them")
+    return teacher_reports(targets[split], split, targets.get("train"))
+
+
+def teacher_reports(targets: TeacherTargets, split: str, train: TeacherTargets | None) -> dict[str, TeacherReport]:
+    """The report on each task, of the samples that have a label in it; tasks without any are absent."""
+    found = {}
+    for task in targets.tasks:
+        if (labelled := targets.of_task(task)).samples:
+            of_train = None if train is None else train.of_task(task)
+            found[task] = teacher_report(labelled, split, of_train if of_train and of_train.samples else None)
+    return found
 
 
 def teacher_report(targets: TeacherTargets, split: str, train: TeacherTargets | None) -> TeacherReport:
-    """The report on `targets`, at least one sample; `train` shows how the views agree, and helps to decide."""
-    classes = targets.reader.tasks[FOLDER_TASK]
+    """The report on `targets` of one task, at least one sample; `train` shows how views agree, and helps to decide."""
+    classes = targets.classes
     rows = targets.clean_rows()
     seen_N = targets.seen(rows)
     unseen = np.flatnonzero(~seen_N)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-UNLABELLED = -1
-"""The label of a sample that takes no part in the hard loss."""
+from pipeline.tasks import UNLABELLED
 
 
 class LossParts(NamedTuple):
@@ -78,3 +79,8 @@ def distillation_loss(
         return LossParts(hard, hard, hard.new_zeros(()))
     soft = soft_loss(student_BC, teacher_BC, temperature, soft_form)
     return LossParts(alpha * hard + (1 - alpha) * soft, hard, soft)
+
+
+def tasks_loss(parts: Sequence[LossParts]) -> Tensor:
+    """Mean of the tasks' losses, a scalar in nats: the same steps whatever the number of tasks."""
+    return torch.stack([part.total for part in parts]).mean()

@@ -19,13 +19,13 @@ from cache import CacheReader, Manifest
 from cache.derive import derive
 from cache.errors import CacheMismatch
 from cache.layout import logits_dtype
-from data.samples import FOLDER_TASK
 from pipeline.errors import OutputExists
 from pipeline.metrics import classification_metrics
 from pipeline.outputs import check_output_file
 from pipeline.repair.remedies import EMBEDDING, derived_by, without_embeddings
 from pipeline.scores.table import imported_from
 from pipeline.targets import SEEN, TeacherTargets
+from pipeline.tasks import Tasks
 
 _CHUNK_ROWS = 16_384
 # What describes a head in the teacher part of an identity: a new head replaces all of it.
@@ -97,10 +97,8 @@ def new_logits(n_rows: int, n_classes: int) -> NDArray[np.floating]:
     return np.empty((n_rows, n_classes), logits_dtype(n_classes))
 
 
-def derived_manifest(
-    parent: Manifest, classes: Sequence[str], head: Mapping[str, Any], facts: Mapping[str, Any]
-) -> Manifest:
-    """The parent's with another head and other classes; `facts` go into the provenance, beside what still holds.
+def derived_manifest(parent: Manifest, tasks: Tasks, head: Mapping[str, Any], facts: Mapping[str, Any]) -> Manifest:
+    """The parent's with another head and other tasks; `facts` go into the provenance, beside what still holds.
 
     Tower, preprocessing, precision, views and decoder are the embeddings' own and stay. A teacher that its producer
     described in words of its own is kept as `tower`.
@@ -109,7 +107,7 @@ def derived_manifest(
     tower = {k: v for k, v in stored.items() if k not in _OF_A_HEAD} if isinstance(stored, dict) else {"tower": stored}
     identity = {
         **parent.identity,
-        "tasks": [{"name": FOLDER_TASK, "classes": list(classes)}],
+        "tasks": [{"name": task, "classes": list(names)} for task, names in tasks.items()],
         "teacher": {**tower, **head, "parent_recipe_id": parent.recipe_id},
     }
     provenance = {k: v for k, v in parent.provenance.items() if k not in ("created", "merged_from")}
@@ -121,14 +119,15 @@ def write_derived(
     parent: CacheReader,
     out: str | Path,
     manifest: Manifest,
-    logits_RC: NDArray[np.floating],
+    logits: Mapping[str, NDArray[np.floating]],
     seen_R: NDArray[np.float16] | None,
     *,
     embedding: bool,
 ) -> CacheReader:
-    """Write the new cache; `seen_R` adds to what the parent says: a sample that either has seen is seen.
+    """Write the new cache: of each task the raw logits [R, C].
 
-    That is the safe side for the re-headed child of a probed cache, whose rows no longer come from the probe.
+    `seen_R` adds to what the parent says: a sample that either has seen is seen. That is the safe side for the
+    re-headed child of a probed cache, whose rows no longer come from the probe.
     """
     if SEEN in parent.features:
         stored_R = parent.feature(slice(0, parent.n_rows), SEEN)
@@ -137,17 +136,15 @@ def write_derived(
         seen_R = stored_R if seen_R is None else np.maximum(stored_R, seen_R)
     keep = [name for name in parent.features if name != SEEN and (embedding or name != EMBEDDING)]
     features = {} if seen_R is None else {SEEN: seen_R}
-    return derive(parent, out, manifest, {FOLDER_TASK: logits_RC}, keep=keep, features=features)
+    return derive(parent, out, manifest, logits, keep=keep, features=features)
 
 
-def score(images: str, targets: TeacherTargets, classes: tuple[str, ...], logits_RC: NDArray[np.floating]) -> Score:
-    """Compare new logits of the targets' clean views with those in their cache; `classes` are the labels' columns."""
-    rows = targets.clean_rows()
-    known = targets.reader.tasks.get(FOLDER_TASK, ())
+def score(images: str, targets: TeacherTargets, logits_RC: NDArray[np.floating]) -> Score:
+    """Compare new logits of the targets' clean views, of one task, with those in their cache where it has any."""
+    rows, classes = targets.clean_rows(), targets.classes
     old = None
-    if set(classes) <= set(known):
-        stored_NC = targets.teacher_logits(rows)[:, [known.index(name) for name in classes]]
-        old = _accuracy_and_f1(stored_NC, targets.labels_N, classes)
+    if targets.tasks.only in targets.stored:
+        old = _accuracy_and_f1(targets.teacher_logits(rows), targets.labels_N, classes)
     new = _accuracy_and_f1(logits_RC[rows], targets.labels_N, classes)
     return Score(images, len(rows), old, new)
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheReader
+from data.errors import BadSamples
 from data.groups import EACH_IMAGE, group_folds, read_groups
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import SettingError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
@@ -42,6 +42,7 @@ from pipeline.repair.derived import (
 from pipeline.repair.logistic import FitData, FittedHead, fit_head, unit_length
 from pipeline.repair.remedies import PROBE
 from pipeline.targets import SEEN, TeacherTargets
+from pipeline.tasks import Tasks, stored_name
 
 log = logging.getLogger(__name__)
 
@@ -110,34 +111,75 @@ def probe_cache(
     started = time.perf_counter()
     check_new_file(out)
     reader = CacheReader(cache, memory_map=False)
-    images = scan_data(data, scan)
+    images = scan_like(reader, data, scan)
     images.of_split("train")
-    classes = images.classes[FOLDER_TASK]
     splits = {split: images.of_split(split) for split in images.splits}
-    joined = join(reader, splits, str(data), clean=images.splits, skip_bad_images=scan.skip_bad_images, classes=classes)
-    train = _once_each(joined.pop("train"))
-    held_out = {split: targets for split, targets in joined.items() if targets.samples}
-    probe = _Probe(reader, train, held_out, classes, config)
-    logits_RC = probe.label()
-    scores = probe.scores(logits_RC)
-    wall_s = time.perf_counter() - started
-    manifest = derived_manifest(reader.manifest, classes, probe.identity(), probe.facts(scores, wall_s))
-    written = write_derived(reader, out, manifest, logits_RC, probe.seen_R(), embedding=config.embedding)
-    return ProbeResult(
-        Path(out), written.n_samples, written.n_rows, probe.embedding_RD.shape[1], tuple(h.c for h in probe.heads),
-        tuple(probe.temperatures) if config.calibrate else None, tuple(scores), time.perf_counter() - started,
+    joined = join(
+        reader, splits, str(data), images.classes,
+        answered=False, clean=images.splits, skip_bad_images=scan.skip_bad_images,
     )  # fmt: skip
+    joined["train"] = _once_each(joined["train"])
+    stored = {stored_name(task, images.classes): task for task in images.classes}
+    probes = {name: _probe_of(reader, joined, task, config) for name, task in stored.items()}
+    logits = {name: probe.label() for name, probe in probes.items()}
+    scores = [one for name, probe in probes.items() for one in probe.scores(logits[name])]
+    wall_s = time.perf_counter() - started
+    tasks = Tasks({name: images.classes[task] for name, task in stored.items()})
+    manifest = derived_manifest(reader.manifest, tasks, _identity(probes), _facts(probes, scores, wall_s))
+    seen_R = np.maximum.reduce([probe.seen_R() for probe in probes.values()])
+    written = write_derived(reader, out, manifest, logits, seen_R, embedding=config.embedding)
+    heads = [fitted for probe in probes.values() for fitted in probe.heads]
+    temperatures = [temperature for probe in probes.values() for temperature in probe.temperatures]
+    return ProbeResult(
+        Path(out), written.n_samples, written.n_rows, next(iter(probes.values())).embedding_RD.shape[1],
+        tuple(fitted.c for fitted in heads), tuple(temperatures) if config.calibrate else None,
+        tuple(scores), time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _probe_of(reader: CacheReader, joined: Mapping[str, TeacherTargets], task: str, config: ProbeConfig) -> _Probe:
+    of_task = {split: targets.of_task(task) for split, targets in joined.items()}
+    train = of_task.pop("train")
+    if not train.samples:
+        raise BadSamples(f"no train image has a label of {task}: nothing to fit a head to")
+    if len(joined["train"].tasks) > 1:
+        log.info("task    %s", task)
+    return _Probe(reader, train, {split: targets for split, targets in of_task.items() if targets.samples}, config)
+
+
+def _identity(probes: Mapping[str, _Probe]) -> dict[str, Any]:
+    """What the logits follow from, given the embeddings; of several tasks what is said of each stands apart."""
+    said = {task: probe.identity() for task, probe in probes.items()}
+    first = next(iter(said.values()))
+    if len(said) == 1:
+        return {"head": PROBE, "probe": first}
+    common = {name: first[name] for name in ("cross_fit", "folds") if name in first}
+    return {"head": PROBE, "probe": {**common, "tasks": said}}
+
+
+def _facts(probes: Mapping[str, _Probe], scores: Sequence[Score], wall_s: float) -> dict[str, Any]:
+    """What the provenance says of the making."""
+    import scipy
+    import sklearn
+
+    said = {task: probe.facts() for task, probe in probes.items()}
+    return {
+        "command": PROBE,
+        **(next(iter(said.values())) if len(said) == 1 else {"tasks": said}),
+        "scores": provenance_of_scores(scores),
+        "wall_s": round(wall_s, 3),
+        "versions": {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__, "numpy": np.__version__},
+    }
 
 
 class _Probe:
     """The heads of one probe and which of them labels which row. Head 0 is fitted on all train images."""
 
     def __init__(
-        self, reader: CacheReader, train: TeacherTargets, held_out: Mapping[str, TeacherTargets],
-        classes: tuple[str, ...], config: ProbeConfig,
-    ) -> None:  # fmt: skip
+        self, reader: CacheReader, train: TeacherTargets, held_out: Mapping[str, TeacherTargets], config: ProbeConfig
+    ) -> None:
         self._reader, self._train, self._held_out = reader, train, held_out
-        self._classes, self._config = classes, config
+        self._classes, self._config = train.classes, config
         self._is_train = np.zeros(reader.n_samples, bool)
         self._is_train[train.index_N] = True
         group_of = self._read_groups()
@@ -178,10 +220,10 @@ class _Probe:
         """Train out of fold, where it is; then val, or test where there is no val."""
         found = []
         if self._fold_N is not None:
-            found.append(score("train, out of fold", self._train, self._classes, logits_RC))
+            found.append(score("train, out of fold", self._train, logits_RC))
         for split in ("val", "test"):
             if split in self._held_out:
-                return [*found, score(split, self._held_out[split], self._classes, logits_RC)]
+                return [*found, score(split, self._held_out[split], logits_RC)]
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -198,22 +240,15 @@ class _Probe:
             }
         if self._config.calibrate:
             probe["temperature"] = [temperature.hex() for temperature in self.temperatures]
-        return {"head": PROBE, "probe": probe}
+        return probe
 
-    def facts(self, scores: Sequence[Score], wall_s: float) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What the provenance says of the making."""
-        import scipy
-        import sklearn
-
         return {
-            "command": PROBE,
             "parent_cache_id": self._reader.cache_id,
             "n_train": len(self._train.samples),
             "c": [fitted.c for fitted in self.heads],
             "temperature": list(self.temperatures) if self._config.calibrate else None,
-            "scores": provenance_of_scores(scores),
-            "wall_s": round(wall_s, 3),
-            "versions": {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__, "numpy": np.__version__},
         }
 
     def _add_head(self, data: FitData, without: str) -> None:
@@ -316,5 +351,4 @@ def _once_each(targets: TeacherTargets) -> TeacherTargets:
     first.sort()
     if n_repeats := len(targets.samples) - len(first):
         log.info("%s train images stand in two classes: the first one by name counts", f"{n_repeats:,}")
-    samples = [targets.samples[at] for at in first]
-    return TeacherTargets(targets.reader, samples, targets.index_N[first], targets.labels_N[first])
+    return targets.subset(first)

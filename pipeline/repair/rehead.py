@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from cache.errors import CacheMismatch
 from cache.manifest import differences
 from data.errors import bullet_list
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK
-from data.scan import scan_data
+from pipeline.bad_images import scan_like
 from pipeline.errors import SettingError, TeacherError
 from pipeline.joining import join
 from pipeline.repair.calibration import fit_temperature, tell_temperature
@@ -41,6 +40,8 @@ from pipeline.repair.derived import (
 from pipeline.repair.remedies import EMBEDDING, PROMPTED_KINDS, REHEAD, takes_prompts
 from pipeline.repair.text_side import TextSide, load_text_side
 from pipeline.targets import TeacherTargets
+from pipeline.tasks import Tasks, stored_name
+from pipeline.teachers.heads import ZeroShotHead
 from pipeline.teachers.prompts import Prompts, PromptSource
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class ReheadResult:
     path: Path
     n_samples: int
     n_rows: int
-    temperature: float | None
+    temperatures: tuple[float, ...] | None
+    """Of each task; None where it was not asked for."""
     scores: tuple[Score, ...]
     wall_s: float
 
@@ -101,8 +103,8 @@ def rehead_cache(
         raise SettingError("a temperature needs labels: name the images with --data DATA")
     reader = CacheReader(cache, memory_map=False)
     described = _described_teacher(reader)
-    targets, classes = _labelled(reader, data, scan) if data is not None else ({}, _cached_classes(reader))
-    prompts = _prompts(config, classes)
+    targets, tasks = _labelled(reader, data, scan) if data is not None else ({}, Tasks(reader.tasks))
+    prompts = _prompts(config, tasks)
     embedding_RD = stored_embeddings(reader)
     side = _load_same_teacher(reader, described, config.teacher, prompts)
     if embedding_RD.shape[1] != side.head.text_CD.shape[1]:
@@ -110,37 +112,54 @@ def rehead_cache(
             f"{reader.path} has embeddings of {embedding_RD.shape[1]:,} numbers, its teacher gives "
             f"{side.head.text_CD.shape[1]:,}: whatever wrote it stored others; build it anew"
         )
-    temperature = _temperature(side, embedding_RD, targets) if config.calibrate else None
-    logits_RC = _answers(side, embedding_RD, temperature or 1.0)
-    scores = _scores(targets, classes, logits_RC)
-    head = {**side.prompted, "head": REHEAD} | ({} if temperature is None else {"temperature": temperature.hex()})
+    temperatures = dict.fromkeys(tasks, 1.0)
+    if config.calibrate:
+        temperatures = {task: _temperature(side, embedding_RD, targets, tasks, task) for task in tasks}
+    logits = _answers(side, embedding_RD, tasks, temperatures)
+    scores = _scores(targets, tasks, logits)
+    told = tuple(temperatures.values()) if config.calibrate else None
+    head = {**side.prompted, "head": REHEAD} | ({} if told is None else {"temperature": _one_or_all(told, float.hex)})
     facts = {
-        "command": REHEAD, "parent_cache_id": reader.cache_id, "temperature": temperature,
+        "command": REHEAD, "parent_cache_id": reader.cache_id,
+        "temperature": None if told is None else _one_or_all(told, float),
         "scores": provenance_of_scores(scores), "wall_s": round(time.perf_counter() - started, 3),
     }  # fmt: skip
-    manifest = derived_manifest(reader.manifest, classes, head, facts)
-    written = write_derived(reader, out, manifest, logits_RC, None, embedding=config.embedding)
+    named = {stored_name(task, tasks): classes for task, classes in tasks.items()}
+    manifest = derived_manifest(reader.manifest, Tasks(named), head, facts)
+    renamed = {stored_name(task, tasks): logits_RC for task, logits_RC in logits.items()}
+    written = write_derived(reader, out, manifest, renamed, None, embedding=config.embedding)
     wall_s = time.perf_counter() - started
-    return ReheadResult(Path(out), written.n_samples, written.n_rows, temperature, tuple(scores), wall_s)
+    return ReheadResult(Path(out), written.n_samples, written.n_rows, told, tuple(scores), wall_s)
 
 
-def _answers(side: TextSide, embedding_RD: NDArray[np.float16], temperature: float) -> NDArray[np.floating]:
-    """Logits over T, [R, C]: T goes into the head, so that they are rounded once."""
-    head = replace(side.head, scale=side.head.scale / temperature, bias=side.head.bias / temperature)
-    logits_RC = new_logits(len(embedding_RD), len(head.text_CD))
-    for part in chunks(len(embedding_RD)):
-        logits_RC[part] = head.logits(embedding_RD[part].astype(np.float32))
-    return logits_RC
+def _one_or_all(values: Sequence[float], of_one: Callable[[float], Any]) -> Any:
+    """Of a single task the value, of several a list."""
+    return of_one(values[0]) if len(values) == 1 else [of_one(value) for value in values]
 
 
-def _cached_classes(reader: CacheReader) -> tuple[str, ...]:
-    if FOLDER_TASK not in reader.tasks:
-        raise CacheMismatch(f"{reader.path} has the tasks {', '.join(reader.tasks)}; expected '{FOLDER_TASK}'")
-    return reader.tasks[FOLDER_TASK]
+def _head_of(side: TextSide, tasks: Tasks, task: str, temperature: float = 1.0) -> ZeroShotHead:
+    """The head of one task, over T."""
+    head = side.head
+    texts_CD = head.text_CD[tasks.columns[task]]
+    return ZeroShotHead(texts_CD, scale=head.scale / temperature, bias=head.bias / temperature)
 
 
-def _prompts(config: ReheadConfig, classes: tuple[str, ...]) -> Prompts:
-    prompts = PromptSource(file=config.prompts, templates=config.templates).texts_of(classes)
+def _answers(
+    side: TextSide, embedding_RD: NDArray[np.float16], tasks: Tasks, temperatures: Mapping[str, float]
+) -> dict[str, NDArray[np.floating]]:
+    """Task -> logits over T, [R, C]: T goes into the head, so that they are rounded once."""
+    found = {}
+    for task in tasks:
+        head = _head_of(side, tasks, task, temperatures[task])
+        logits_RC = new_logits(len(embedding_RD), len(head.text_CD))
+        for part in chunks(len(embedding_RD)):
+            logits_RC[part] = head.logits(embedding_RD[part].astype(np.float32))
+        found[task] = logits_RC
+    return found
+
+
+def _prompts(config: ReheadConfig, tasks: Tasks) -> Prompts:
+    prompts = PromptSource(file=config.prompts, templates=config.templates).texts_of(tasks)
     for name, texts in prompts.items():
         log.info("prompt  %s: %s", name, " | ".join(texts))
     return prompts
@@ -157,15 +176,15 @@ def _described_teacher(reader: CacheReader) -> dict[str, Any]:
     return described
 
 
-def _labelled(
-    reader: CacheReader, data: str | Path, scan: ScanOptions
-) -> tuple[dict[str, TeacherTargets], tuple[str, ...]]:
-    """The images of each split with their rows, and the class names."""
-    images = scan_data(data, scan)
-    classes = images.classes[FOLDER_TASK]
+def _labelled(reader: CacheReader, data: str | Path, scan: ScanOptions) -> tuple[dict[str, TeacherTargets], Tasks]:
+    """The images of each split with their rows, and what is asked about them."""
+    images = scan_like(reader, data, scan)
     splits = {split: images.of_split(split) for split in images.splits}
-    joined = join(reader, splits, str(data), clean=images.splits, skip_bad_images=scan.skip_bad_images, classes=classes)
-    return {split: targets for split, targets in joined.items() if targets.samples}, classes
+    joined = join(
+        reader, splits, str(data), images.classes,
+        answered=False, clean=images.splits, skip_bad_images=scan.skip_bad_images,
+    )  # fmt: skip
+    return {split: targets for split, targets in joined.items() if targets.samples}, Tasks(images.classes)
 
 
 def _load_same_teacher(
@@ -190,23 +209,27 @@ def _load_same_teacher(
     return side
 
 
-def _temperature(side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets]) -> float:
+def _temperature(
+    side: TextSide, embedding_RD: NDArray[np.float16], targets: Mapping[str, TeacherTargets], tasks: Tasks, task: str
+) -> float:
     """The T of least NLL on clean val views, or else on train ones; never on what the teacher was fitted on."""
+    targets = {split: of_task for split, one in targets.items() if (of_task := one.of_task(task)).samples}
     unseen = {name: ~targets[name].seen(targets[name].clean_rows()) for name in ("val", "train") if name in targets}
     split = next((name for name, unseen_N in unseen.items() if unseen_N.any()), None)
     if split is None:
         found = "the teacher was fitted on all of them" if unseen else "the data have none"
         raise SettingError(f"a temperature needs val or train images, and {found}: leave out --calibrate")
     rows, labels_N = targets[split].clean_rows()[unseen[split]], targets[split].labels_N[unseen[split]]
-    logits_NC = side.head.logits(embedding_RD[rows].astype(np.float32))
+    logits_NC = _head_of(side, tasks, task).logits(embedding_RD[rows].astype(np.float32))
     temperature = fit_temperature(logits_NC, labels_N)
     tell_temperature(temperature, logits_NC, labels_N, split)
     return temperature
 
 
 def _scores(
-    targets: Mapping[str, TeacherTargets], classes: tuple[str, ...], logits_RC: NDArray[np.floating]
+    targets: Mapping[str, TeacherTargets], tasks: Tasks, logits: Mapping[str, NDArray[np.floating]]
 ) -> list[Score]:
     """On val, or on test where there is no val."""
     split = next((name for name in ("val", "test", "train") if name in targets), None)
-    return [] if split is None else [score(split, targets[split], classes, logits_RC)]
+    of_task = [targets[split].of_task(task) for task in tasks] if split else []
+    return [score(str(split), one, logits[one.tasks.only]) for one in of_task if one.samples]

@@ -6,7 +6,7 @@ Trains nothing; everything it writes follows from the run folder. Run: softlabel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ class FinishedRun:
     card: StudentCard
     rows: Sequence[dict[str, Any]]
     ids: dict[str, str]
-    teacher: TeacherReport
+    teachers: Mapping[str, TeacherReport]
+    """Task -> what its answers are worth."""
     train: TeacherTargets
     validate: Validator
     learned: Sequence[Sample]
@@ -54,16 +55,18 @@ def close(run: FinishedRun, check_interrupt: Callable[[], None], *, report: bool
     settings = dataclasses.asdict(config)
     teacher = None
     if config.teacher:
-        teacher = teacher_numbers(run.teacher, val, run.train, settings, teacher_parameters(val.reader))
-    student = StudentNumbers(metrics=best.metrics, n_parameters=run.n_parameters)
+        teacher = teacher_numbers(
+            run.teachers[run.card.every_task.only], val, run.train, settings, teacher_parameters(val.reader)
+        )
+    student = StudentNumbers(metrics=best.tasks[run.card.every_task.only].metrics, n_parameters=run.n_parameters)
     found = verdicts(run.rows, settings, teacher, student)
     if not report:
         return found
     learned = {sample.key for sample in run.learned}
     answers = Answers(
         split="val", source="", names=tuple(sample.name for sample in val.samples),
-        keys=tuple(sample.key for sample in val.samples), labels_N=val.labels_N, student_NC=best.logits_NC,
-        teacher_NC=run.validate.teacher_NC, learned_N=np.array([sample.key in learned for sample in val.samples]),
+        keys=tuple(sample.key for sample in val.samples), labels_N=val.labels_N, student_NC=best.logits_NK,
+        teacher_NC=run.validate.teacher_NK, learned_N=np.array([sample.key in learned for sample in val.samples]),
         teacher_seen_N=val.seen(val.clean_rows()),
     )  # fmt: skip
     content = ReportContent(

@@ -20,10 +20,10 @@ from cache.errors import CacheMismatch
 from data.loaders import read_sample
 from data.options import ScanOptions
 from data.samples import Sample
-from data.scan import scan_data
 from data.views import CLEAN_ROW, render
 from pipeline import torchscript
-from pipeline.answers import Answering
+from pipeline.answers import Answering, cache_of
+from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
 from pipeline.evaluate import check_arguments
 from pipeline.gate.report import teacher_report
@@ -69,7 +69,7 @@ def gather(
     card, ids = best.card, best.ids
     answers, teacher, numbers, pictures = None, None, None, dict[bytes, bytes]()
     if data is not None:
-        images = scan_data(data, scan)
+        images = scan_like(opened(cache_of(student, cache)), data, scan)
         answering = Answering(student, images, cache, workers, scan)
         answers = answering.answers(split)
         numbers = _student_numbers(student, answers, answering)
@@ -171,7 +171,7 @@ def _teacher_numbers(
         if cache is None and reader.recipe_id != student.recipe_id:
             raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
         groups = {split: answering.samples(split) for split in ("train", "val")}
-        targets = join(reader, groups, data, clean=["val"])
+        targets = join(reader, groups, data, student.card.tasks, clean=["val"])
         report = teacher_report(targets["val"], "val", targets["train"])
         return teacher_numbers(report, targets["val"], targets["train"], settings, teacher_parameters(reader))
     except CacheError as error:

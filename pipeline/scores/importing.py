@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def import_scores(
     check_output_file(out)
     table = read_scores(scores)
     logits_RC, n_raised = table.logits(config.kind)
-    images = scan_data(data, scan)
+    images = scan_data(data, replace(scan, collect_bad_files=True))
     check_classes(table, images)
     views = config.views or (int(table.views_R.max()) + 1 if table.has_views else DEFAULT_VIEWS)
     matched = match_images(table, images, views, partial=config.partial, skip_bad_images=scan.skip_bad_images)
@@ -117,15 +117,14 @@ def import_scores(
             for rows in (n_rows, n_rows + len(writer.done))
         )
         warn_of_a_full_disk(writer.out, new if n_rows else 0, every)
-        bad = find_bad_files([sample for sample, _ in wanted])
-        refuse_or_tell(bad, len(images.samples), "nothing has been imported now", skip=scan.skip_bad_images)
+        bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted])]
+        n_images = len(images.samples) + len(images.bad_files)
+        refuse_or_tell(bad, n_images, "nothing has been imported now", skip=scan.skip_bad_images)
         started = time.perf_counter()
         n_imported, gone = _write(without(bad, wanted), writer, matched, logits_RC, config)
         wall_s = time.perf_counter() - started
         writer.seal()
-        refuse_or_tell(
-            gone, len(images.samples), "everything else is imported and sealed", skip=scan.skip_bad_images
-        )  # fmt: skip
+        refuse_or_tell(gone, n_images, "everything else is imported and sealed", skip=scan.skip_bad_images)
         bad += gone
         reader = writer.finish(skipped_field(writer, bad))
     return ImportResult(

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.errors import SettingError, TeacherError
 from pipeline.fit.folder import FitFolder, fitted_on
 from pipeline.runs import RunFolder
+from pipeline.tasks import Tasks, tasks_of
 from pipeline.teachers.classifiers import (
     Classifier,
     classifier_teacher,
@@ -36,19 +37,21 @@ _LIBRARIES = ("torchvision", "timm")
 
 def open_teacher(
     source: str,
-    classes: Sequence[str],
+    classes: Tasks | Sequence[str],
     prompts: PromptSource | Prompts,
     *,
     description: TeacherDescription | None = None,
     device: str,
     precision: str,
 ) -> Teacher:
-    """Load whatever `source` names for images of these classes; `precision` is a resolved one.
+    """Load whatever `source` names for images of these classes, or tasks; `precision` is a resolved one.
 
     Raises TeacherError or SettingError for what is not there, not a teacher, or not described well enough.
     """
     return Teacher(
-        _load(source, classes, prompts, description or TeacherDescription()), device=device, precision=precision
+        _load(source, tasks_of(classes), prompts, description or TeacherDescription()),
+        device=device,
+        precision=precision,
     )
 
 
@@ -61,17 +64,15 @@ def name_without_path(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() else source
 
 
-def _load(
-    source: str, classes: Sequence[str], prompts: PromptSource | Prompts, description: TeacherDescription
-) -> LoadedModel:
-    found = _find(source, len(classes), description)
+def _load(source: str, tasks: Tasks, prompts: PromptSource | Prompts, description: TeacherDescription) -> LoadedModel:
+    found = _find(source, len(tasks.outputs), description)
     if isinstance(found, Classifier):
         if isinstance(prompts, PromptSource) and prompts.is_given:
             raise SettingError(f"{source} is a classifier, which reads no prompts: leave --prompts and --template out")
-        return classifier_teacher(found, description, classes)
+        return classifier_teacher(found, description, tasks.outputs)
     if description != TeacherDescription():
         raise SettingError(f"{source} describes itself: leave --teacher-config out")
-    texts = prompts.texts_of(classes) if isinstance(prompts, PromptSource) else prompts
+    texts = prompts.texts_of(tasks) if isinstance(prompts, PromptSource) else prompts
     return zero_shot_teacher(found, texts, fitted_on(Path(source)))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import SettingError, did_you_mean, is_encodable
+from pipeline.tasks import Tasks, tasks_of
 
 # The diagnosis codes of HAM10000, the ISIC challenges and PAD-UFES-20.
 DIAGNOSIS_CODES = {
@@ -62,9 +63,13 @@ class PromptSource:
         """Whether the user asked for anything."""
         return self.file is not None or bool(self.templates)
 
-    def texts_of(self, classes: Sequence[str]) -> Prompts:
-        """The texts of each class, in the order of `classes`; SettingError for what the file or a name lacks."""
-        prompts = read_prompts(self.file, classes) if self.file else default_prompts(classes)
+    def texts_of(self, classes: Tasks | Sequence[str]) -> Prompts:
+        """The texts of each class, in the order of `classes`; SettingError for what the file or a name lacks.
+
+        Those of several tasks go by `task: class`.
+        """
+        tasks = tasks_of(classes)
+        prompts = read_prompts(self.file, tasks) if self.file else _prompts_of_tasks(tasks)
         templates = self.templates or ("{}",)
         return {
             name: tuple(template.replace("{}", text) for text in texts for template in templates)
@@ -93,6 +98,17 @@ def default_prompts(classes: Sequence[str]) -> Prompts:
     return {name: (prompt,) for name, prompt in cleaned.items()}
 
 
+def _prompts_of_tasks(tasks: Tasks) -> Prompts:
+    names = [name for classes in tasks.values() for name in classes]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingError(
+            f"several tasks have a class {', '.join(repeated)}, and would get the same prompt for it: pass --prompts "
+            "FILE, YAML with a line 'class: prompt' for each class under each 'task:'"
+        )
+    prompts = default_prompts(names)
+    return {output: prompts[name] for output, name in zip(tasks.outputs, names, strict=True)}
+
+
 def _looks_like_a_code(prompt: str, name: str) -> bool:
     """One short or vowelless word, one with digits, or an abbreviation such as NEV that is in no table."""
     if not prompt.isascii() or " " in prompt:
@@ -114,8 +130,12 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
-    """A YAML mapping, class -> prompt or list of prompts; SettingError lists every class that is missing or unknown."""
+def read_prompts(path: Path, classes: Tasks | Sequence[str]) -> Prompts:
+    """A YAML mapping, class -> prompt or list of prompts; SettingError lists every class that is missing or unknown.
+
+    With several tasks one such mapping for each of them: task -> class -> prompts.
+    """
+    tasks = tasks_of(classes)
     try:
         # BaseLoader: every scalar is text, so a class named "no" or "1.0" stays what it is.
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -125,6 +145,9 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
         raise SettingError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, dict):
         raise SettingError(f"{path} must be a mapping, class -> prompt or list of prompts")
+    if len(tasks) > 1:
+        loaded = _flat(loaded, tasks, path)
+    classes = tasks.outputs
     problems = [f"no prompt for '{name}'" for name in classes if name not in loaded]
     problems += [f"unknown class '{name}'{did_you_mean(name, classes)}" for name in loaded if name not in classes]
     prompts = {name: tuple([texts] if isinstance(texts, str) else texts) for name, texts in loaded.items()}
@@ -138,3 +161,13 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
     if problems:
         raise SettingError(f"{path}: {'; '.join(problems)}")
     return {name: prompts[name] for name in classes}
+
+
+def _flat(loaded: Mapping[str, Any], tasks: Tasks, path: Path) -> dict[str, Any]:
+    """task -> class -> prompts as `task: class` -> prompts."""
+    if unknown := [task for task in loaded if task not in tasks or not isinstance(loaded[task], dict)]:
+        raise SettingError(
+            f"{path}: expected the tasks {', '.join(tasks)}, each with its classes and their prompts; found "
+            f"'{unknown[0]}'{did_you_mean(unknown[0], list(tasks))}"
+        )
+    return {f"{task}: {name}": texts for task, classes in loaded.items() for name, texts in classes.items()}

@@ -40,9 +40,19 @@ def banner(
     shown = "fresh views" if config.fresh_views else f"{n_views} cached view{'s' * (n_views != '1')} each"
     yield (
         f"images   {len(lessons.samples):,} train{labelled}, {n_val:,} val ({val_source}); {shown}, "
-        f"{lessons.n_classes} classes"
+        f"{_n_classes(lessons)}"
     )
-    counts = [f"{name} {count:,}" for name, count in lessons.class_counts().items()]
-    yield printable("classes  " + ", ".join(counts[:_N_NAMED]) + (", ..." if len(counts) > _N_NAMED else ""))
+    for task, counted in lessons.class_counts().items():
+        counts = [f"{name} {count:,}" for name, count in counted.items()]
+        of_task = f"{task}: " if len(lessons.tasks) > 1 else ""
+        listed = ", ".join(counts[:_N_NAMED]) + (", ..." if len(counts) > _N_NAMED else "")
+        yield printable(f"classes  {of_task}{listed}")
     threads = torch.get_num_threads()
     yield f"runs on  {device}, {precision}, {threads} thread{'s' * (threads != 1)}, {workers} loader processes"
+
+
+def _n_classes(lessons: Lessons) -> str:
+    tasks = lessons.tasks
+    if len(tasks) == 1:
+        return f"{len(tasks.outputs)} classes"
+    return f"{len(tasks)} tasks of {' and '.join(str(len(names)) for names in tasks.values())} classes"

@@ -50,6 +50,8 @@ class TrainConfig:
     """Passes over the train images; each shows another view of every image."""
     early_stopping: int = 0
     """Stop after this many epochs without a better macro F1 on the validation images; 0 never stops early."""
+    best_by: str = "mean"
+    """Task whose macro F1 on the validation images chooses the best epoch; `mean` is that of all tasks."""
     n_views: int = 0
     """Use the first so many cached views of an image only; 0 uses all."""
     fresh_views: bool = False

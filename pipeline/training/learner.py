@@ -1,18 +1,20 @@
 """A student that learns: one optimizer step at a time, with its moving average, in the precision of the run.
 
-Knows no cache, no images on disk and no epochs. B batch, C classes, S pixels.
+Knows no cache, no images on disk and no epochs. B batch, C classes of a task, K columns of all T tasks, S pixels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses.distillation import UNLABELLED, LossParts, distillation_loss
+from pipeline.losses.distillation import LossParts, distillation_loss, tasks_loss
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimisation import (
     MovingAverage,
@@ -25,14 +27,12 @@ from pipeline.training.precision import autocast, loss_scaler, resolve_precision
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step came to, on the views as they were shown."""
+class TaskStep:
+    """What one step came to in one task, on the views as they were shown."""
 
-    loss: float
     hard: float
     """Mean over the labelled images, in nats; so is the soft part over all."""
     soft: float
-    n_images: int
     n_labelled: int
     n_right: int
     """Of the labelled ones."""
@@ -40,28 +40,47 @@ class Step:
     """Images on which the student's first class is that of its soft target."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step came to."""
+
+    loss: float
+    n_images: int
+    tasks: tuple[TaskStep, ...]
+
+
 class Tally:
     """The sums of an epoch's steps."""
 
-    def __init__(self) -> None:
-        self.n_images = 0
-        self._sums = dict.fromkeys(("loss", "hard", "soft", "labelled", "right", "agreed"), 0.0)
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.n_images, self._loss = 0, 0.0
+        self._sums = {task: dict.fromkeys(("hard", "soft", "labelled", "right", "agreed"), 0.0) for task in tasks}
 
     def add(self, step: Step) -> None:
         """One more step."""
         self.n_images += step.n_images
-        for name, value in {
-            "loss": step.loss * step.n_images, "hard": step.hard * step.n_labelled, "soft": step.soft * step.n_images,
-            "labelled": step.n_labelled, "right": step.n_right, "agreed": step.n_agreed,
-        }.items():  # fmt: skip
-            self._sums[name] += value
+        self._loss += step.loss * step.n_images
+        for sums, one in zip(self._sums.values(), step.tasks, strict=True):
+            for name, value in {
+                "hard": one.hard * one.n_labelled, "soft": one.soft * step.n_images,
+                "labelled": one.n_labelled, "right": one.n_right, "agreed": one.n_agreed,
+            }.items():  # fmt: skip
+                sums[name] += value
 
-    def means(self, taught: bool) -> dict[str, float | None]:
-        """The columns of metrics.csv: hard loss and accuracy over labelled images, the others over all."""
-        sums, labelled = self._sums, max(1.0, self._sums["labelled"])
+    @property
+    def loss(self) -> float:
+        """Mean of what was minimised."""
+        return self._loss / self.n_images
+
+    def means(self, taught: bool) -> dict[str, dict[str, float | None]]:
+        """Task -> columns of metrics.csv: hard loss and accuracy over labelled images, the others over all."""
+        return {task: self._means(sums, taught) for task, sums in self._sums.items()}
+
+    def _means(self, sums: Mapping[str, float], taught: bool) -> dict[str, float | None]:
+        labelled = max(1.0, sums["labelled"])
         return {
-            "loss": sums["loss"] / self.n_images, "loss_hard": sums["hard"] / labelled,
-            "loss_soft": sums["soft"] / self.n_images, "train_accuracy": sums["right"] / labelled,
+            "loss_hard": sums["hard"] / labelled, "loss_soft": sums["soft"] / self.n_images,
+            "train_accuracy": sums["right"] / labelled,
             "train_agreement": sums["agreed"] / self.n_images if taught else None,
         }  # fmt: skip
 
@@ -70,8 +89,8 @@ class Learner:
     """A model and all that changes with it."""
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, device: str, *, class_weights_C: Tensor | None = None,
-        logit_offsets_C: Tensor | None = None,
+        self, model: nn.Module, config: TrainConfig, device: str, tasks: Tasks, *,
+        class_weights_K: Tensor | None = None, logit_offsets_K: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.model, self._config, self._device = model, config, device
         self.precision = resolve_precision(config.precision, device)
@@ -79,10 +98,12 @@ class Learner:
         self._fused = is_fused(config.optimizer, device, self.precision)
         self._optimizer = make_optimizer(model, config, fused=self._fused)
         self._scaler = loss_scaler(self.precision, device)
+        self._tasks = tasks
+        of_columns = {"class_weights_C": class_weights_K, "logit_offsets_C": logit_offsets_K}
         self._hard_options = {
-            "class_weights_C": class_weights_C, "logit_offsets_C": logit_offsets_C,
-            "label_smoothing": config.label_smoothing,
-        }  # fmt: skip
+            task: {name: None if values is None else values[columns] for name, values in of_columns.items()}
+            for task, columns in tasks.columns.items()
+        }
 
     @property
     def average(self) -> nn.Module:
@@ -94,23 +115,28 @@ class Learner:
         """The learning rate of the last step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def step(self, inputs: Tensor, teacher_BC: Tensor | None, labels_B: Tensor, step: int, total_steps: int) -> Step:
-        """Learn from one batch: normalised float32 [B, 3, S, S], raw logits [B, C] or None, int64 [B].
+    def step(self, inputs: Tensor, teacher_BK: Tensor | None, labels_BT: Tensor, step: int, total_steps: int) -> Step:
+        """Learn from one batch: normalised float32 [B, 3, S, S], raw logits [B, K] or None, int64 [B, T].
 
-        Where the loss comes out infinite or undefined the weights are left as they are.
+        Minimises the mean of the tasks' losses. Where it comes out infinite or undefined the weights are left as they
+        are.
         """
         config = self._config
         temperature = temperature_at(step, total_steps, config.temperature, config.temperature_end)
         with autocast(self.precision, self._device):
-            student_BC = self.model(inputs)
-        student_BC = student_BC.float()
-        parts = distillation_loss(
-            student_BC, teacher_BC, labels_B, temperature=temperature, alpha=config.alpha,
-            soft_form=config.soft_loss, **self._hard_options,
-        )  # fmt: skip
-        found = _tally(parts, student_BC.detach(), teacher_BC, labels_B)
+            student_BK = self.model(inputs)
+        student_BK = student_BK.float()
+        parts = [
+            distillation_loss(
+                student_BK[:, columns], None if teacher_BK is None else teacher_BK[:, columns], labels_BT[:, number],
+                temperature=temperature, alpha=config.alpha, soft_form=config.soft_loss,
+                label_smoothing=config.label_smoothing, **self._hard_options[task],
+            ) for number, (task, columns) in enumerate(self._tasks.columns.items())
+        ]  # fmt: skip
+        loss = tasks_loss(parts)
+        found = _tally(loss, parts, self._tasks, student_BK.detach(), teacher_BK, labels_BT)
         if math.isfinite(found.loss):
-            self._descend(parts.total, learning_rate(step, total_steps, config.lr_peak, config.warmup_fraction))
+            self._descend(loss, learning_rate(step, total_steps, config.lr_peak, config.warmup_fraction))
             self._average.update(self.model, step)
         return found
 
@@ -151,11 +177,21 @@ class Learner:
         return all(bool(torch.isfinite(numbers).all()) for numbers in (*self.model.parameters(), *statistics))
 
 
-def _tally(parts: LossParts, student_BC: Tensor, teacher_BC: Tensor | None, labels_B: Tensor) -> Step:
-    first_B = student_BC.argmax(dim=1)
-    labelled_B = labels_B != UNLABELLED
-    agreed = first_B.new_zeros(()) if teacher_BC is None else (first_B == teacher_BC.argmax(dim=1)).sum()
-    counts = torch.stack([labelled_B.sum(), (first_B == labels_B).sum(), agreed]).double()
+def _tally(
+    loss: Tensor, parts: Sequence[LossParts], tasks: Tasks, student_BK: Tensor, teacher_BK: Tensor | None,
+    labels_BT: Tensor,
+) -> Step:  # fmt: skip
+    found = [loss.detach().double()]
+    for number, (part, columns) in enumerate(zip(parts, tasks.columns.values(), strict=True)):
+        labels_B, first_B = labels_BT[:, number], student_BK[:, columns].argmax(dim=1)
+        agreed = first_B.new_zeros(())
+        if teacher_BK is not None:
+            agreed = (first_B == teacher_BK[:, columns].argmax(dim=1)).sum()
+        counts = [(labels_B != UNLABELLED).sum(), (first_B == labels_B).sum(), agreed]
+        found += [value.detach().double() for value in (part.hard, part.soft, *counts)]
     # One transfer from the device a step.
-    loss, hard, soft, n_labelled, n_right, n_agreed = torch.cat([torch.stack(parts).detach().double(), counts]).tolist()
-    return Step(loss, hard, soft, len(labels_B), int(n_labelled), int(n_right), int(n_agreed))
+    total, *rest = torch.stack(found).tolist()
+    return Step(
+        total, len(labels_BT),
+        tuple(TaskStep(*rest[at : at + 2], *map(int, rest[at + 2 : at + 5])) for at in range(0, len(rest), 5)),
+    )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a student is shown and told: which view of which sample in which batch of an epoch, with label and soft target.
 
 Draws from (seed, epoch, purpose) alone, so that an epoch is the same after a resume. Renders nothing.
-N samples, M draws of an epoch, B batch, C classes.
+N samples, M draws of an epoch, B batch, T tasks, K columns of all of them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from cache.errors import CacheMismatch
 from data.loaders import ViewItem
 from data.samples import Sample
 from data.views import draw
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.process import derived_seed
 from pipeline.targets import TeacherTargets, times_before, view_policy
+from pipeline.tasks import UNLABELLED
 from pipeline.training.config import TrainConfig
 from pipeline.training.labels import class_counts, keep_labels
 
@@ -39,28 +39,30 @@ class Lessons:
     def __init__(self, targets: TeacherTargets, config: TrainConfig) -> None:
         self._config = config
         keys = [sample.key for sample in targets.samples]
-        labels_N = keep_labels(keys, targets.labels_N, config.label_fraction, config.seed)
+        labels_NT = keep_labels(keys, targets.labels_NT, config.label_fraction, config.seed)
         if not config.teacher:  # an image without a label has nothing to teach then
-            kept = np.flatnonzero(labels_N != UNLABELLED)
-            targets, labels_N = targets.subset(kept), labels_N[kept]
-        self.targets, self.labels_N = targets, labels_N
-        self.n_classes = len(targets.classes)
+            kept = np.flatnonzero((labels_NT != UNLABELLED).any(axis=1))
+            targets, labels_NT = targets.subset(kept), labels_NT[kept]
+        self.targets, self.labels_NT, self.tasks = targets, labels_NT, targets.tasks
         self._policy = view_policy(targets.reader)
         _check_n_views(targets, config.n_views)
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples, as `labels_N` counts them."""
+        """The samples, as `labels_NT` counts them."""
         return list(self.targets.samples)
 
     @property
     def n_labelled(self) -> int:
         """How many samples have a label that is used."""
-        return int((self.labels_N != UNLABELLED).sum())
+        return int((self.labels_NT != UNLABELLED).any(axis=1).sum())
 
-    def class_counts(self) -> dict[str, int]:
-        """Class name -> labelled samples."""
-        return dict(zip(self.targets.classes, class_counts(self.labels_N, self.n_classes).tolist(), strict=True))
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Task -> class name -> labelled samples."""
+        return {
+            task: dict(zip(names, class_counts(self.labels_NT[:, number], len(names)).tolist(), strict=True))
+            for number, (task, names) in enumerate(self.tasks.items())
+        }
 
     @property
     def mean_views(self) -> float:
@@ -73,7 +75,7 @@ class Lessons:
         """The plan of one epoch, from 0: batches of nearly equal size (a batch of one breaks batch norm)."""
         config = self._config
         generator = np.random.default_rng(derived_seed(config.seed, epoch, "order"))
-        n_samples = len(self.labels_N)
+        n_samples = len(self.samples)
         if config.sampler == "balanced":
             sample_M = np.sort(generator.choice(n_samples, n_samples, p=self._chances()))
         else:
@@ -90,19 +92,26 @@ class Lessons:
         return EpochPlan(batches, sample_M, rows_M)
 
     def told(self, plan: EpochPlan, draw_B: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """The soft targets of some draws: raw logits, float32 [B, C]; None for hard labels only."""
+        """The soft targets of some draws: raw logits, float32 [B, K]; None for hard labels only."""
         if not self._config.teacher or plan.rows_M is None:
             return None
         logits_of = self.targets.mean_logits if self._config.target == "mean" else self.targets.teacher_logits
         return logits_of(plan.rows_M[draw_B])
 
     def _chances(self) -> NDArray[np.float64]:
-        """Of being drawn, float64 [N]: each class equally often; a sample without a label as often as in `shuffle`."""
-        n_samples = len(self.labels_N)
-        counts = class_counts(self.labels_N, self.n_classes)
-        share = self.n_labelled / n_samples / (counts > 0).sum()
+        """Of being drawn, float64 [N]: each class equally often; a sample without a label as often as in `shuffle`.
+
+        With several tasks the mean of what each of them asks for.
+        """
+        return np.mean([self._chances_of(number) for number in range(len(self.tasks))], axis=0)
+
+    def _chances_of(self, task: int) -> NDArray[np.float64]:
+        labels_N = self.labels_NT[:, task]
+        n_samples = len(labels_N)
+        counts = class_counts(labels_N, max(1, labels_N.max() + 1))
+        share = counts.sum() / n_samples / max(1, (counts > 0).sum())
         of_class = share / np.maximum(counts, 1)
-        return np.where(self.labels_N == UNLABELLED, 1 / n_samples, of_class[self.labels_N])
+        return np.where(labels_N == UNLABELLED, 1 / n_samples, of_class[labels_N])
 
     def _fresh_items(self, epoch: int, sample_M: NDArray[np.int64]) -> list[ViewItem]:
         """Views drawn as the cache's were, by a stream of this run's own; the second draw of a sample is another."""

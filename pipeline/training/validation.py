@@ -5,7 +5,8 @@ Never trains, never reads test. N samples, B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.loaders import StudentLoader
 from pipeline.inference import normalise
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.targets import TeacherTargets
+from pipeline.tasks import UNLABELLED
 from pipeline.torchscript import StudentCard
 
 _BATCH_SIZE = 128
@@ -27,15 +29,34 @@ _KEPT_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Validation:
-    """A student on the validation images."""
+class TaskValidation:
+    """A student on the validation images that have a label in one task."""
 
-    logits_NC: NDArray[np.float32]
     metrics: Metrics
     loss_nats: float
     """Mean cross-entropy of the labels."""
     agreement: Agreement
     """With the teacher's cached answers."""
+
+    def row(self) -> dict[str, float]:
+        """Its columns of metrics.csv."""
+        return {
+            "val_accuracy": self.metrics.accuracy, "val_balanced_accuracy": self.metrics.balanced_accuracy,
+            "val_macro_f1": self.metrics.macro_f1, "val_loss": self.loss_nats,
+            "val_agreement": self.agreement.top1, "val_kl": self.agreement.kl_nats,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A student on the validation images."""
+
+    logits_NK: NDArray[np.float32]
+    tasks: Mapping[str, TaskValidation]
+
+    def is_finite(self) -> bool:
+        """Whether the losses are numbers."""
+        return all(math.isfinite(one.loss_nats) for one in self.tasks.values())
 
 
 class Validator:
@@ -44,23 +65,31 @@ class Validator:
     def __init__(self, targets: TeacherTargets, card: StudentCard, load: StudentLoader, device: str) -> None:
         self.targets, self._card, self._load, self._device = targets, card, load, device
         self._rows = targets.clean_rows()
-        self.teacher_NC = targets.teacher_logits(self._rows)
+        self.teacher_NK = targets.teacher_logits(self._rows)
         self._pixels: Tensor | None = None
 
     def __call__(self, model: nn.Module, check_interrupt: Callable[[], None]) -> Validation:
         """The model must be in evaluation mode."""
         with torch.inference_mode():
-            logits_NC = torch.cat([
+            logits_NK = torch.cat([
                 model(normalise(pixels, self._card, self._device)).float().cpu()
                 for pixels in self._clean_batches(check_interrupt)
             ])  # fmt: skip
-        labels_N = self.targets.labels_N
-        loss = torch.nn.functional.cross_entropy(logits_NC.double(), torch.from_numpy(labels_N))
-        said = logits_NC.numpy()
-        return Validation(
-            said, classification_metrics(said, labels_N, self._card.classes), float(loss),
-            agreement(said, self.teacher_NC),
-        )  # fmt: skip
+        said_NK, labels_NT = logits_NK.numpy(), self.targets.labels_NT
+        found = {}
+        for number, (task, columns) in enumerate(self._card.every_task.columns.items()):
+            labelled = np.flatnonzero(labels_NT[:, number] != UNLABELLED)
+            found[task] = self._of_task(
+                said_NK[labelled, columns], self.teacher_NK[labelled, columns], labels_NT[labelled, number], task
+            )
+        return Validation(said_NK, found)
+
+    def _of_task(
+        self, said_NC: NDArray[np.float32], teacher_NC: NDArray[np.float32], labels_N: NDArray[np.int64], task: str
+    ) -> TaskValidation:
+        loss = torch.nn.functional.cross_entropy(torch.from_numpy(said_NC).double(), torch.from_numpy(labels_N))
+        metrics = classification_metrics(said_NC, labels_N, self._card.tasks[task])
+        return TaskValidation(metrics, float(loss), agreement(said_NC, teacher_NC))
 
     def _clean_batches(self, check_interrupt: Callable[[], None]) -> Iterator[Tensor]:
         """The clean views, uint8 [B, 3, S, S]; kept in memory after the first time where they are few."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.decode import IMAGE_SUFFIXES, PIXEL_LIMIT, decode, read_image
+from data.decode import IMAGE_SUFFIXES, LIMIT_MEGAPIXELS, decode, n_frames, read_image
 from data.errors import BadImage, DataError
 
 ORIENTATION = 0x0112
@@ -54,6 +57,19 @@ def png(width_px: int, height_px: int, bits: int, colour: int, scanlines: bytes)
     header = struct.pack(">IIBBBBB", width_px, height_px, bits, colour, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(scanlines)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff_16_bit(levels: NDArray[np.uint16]) -> bytes:
+    """An uncompressed TIFF of [H, W, 3 or 4] big-endian 16-bit levels, written by hand: Pillow writes none."""
+    height_px, width_px, n_channels = levels.shape
+    fields = [
+        (256, 3, 1, width_px << 16), (257, 3, 1, height_px << 16), (258, 3, n_channels, 8), (259, 3, 1, 1 << 16),
+        (262, 3, 1, 2 << 16), (273, 4, 1, 200), (277, 3, 1, n_channels << 16), (278, 3, 1, height_px << 16),
+        (279, 4, 1, levels.nbytes), *([(338, 3, 1, 2 << 16)] if n_channels == 4 else []),
+    ]  # fmt: skip
+    directory = struct.pack(">H", len(fields)) + b"".join(struct.pack(">HHII", *field) for field in fields) + bytes(4)
+    start = b"MM\0*" + struct.pack(">I", 16) + struct.pack(">4H", 16, 16, 16, 16) + directory
+    return start.ljust(200, b"\0") + levels.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -128,11 +144,32 @@ def test_16_bit_gray_is_scaled_by_1_over_257(kind: str) -> None:
     assert decoded(encoded(levels, kind))[0, :, 0].tolist() == [0, 0, 1, 1, 1, 2, 100, 128, 254, 255, 255]
 
 
-def test_16_bit_colour_is_scaled_within_one_level() -> None:
-    levels = np.random.default_rng(0).integers(0, 65_536, (4, 5, 3)).astype(">u2")
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("n_channels", [3, 4])
+def test_of_16_bit_colour_the_high_byte_counts_which_is_one_level_too_low_at_most(kind: str, n_channels: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 65_536, (40, 50, n_channels)).astype(">u2")
     scanlines = b"".join(b"\0" + line.tobytes() for line in levels)
-    difference = decoded(png(5, 4, 16, 2, scanlines)) - levels.astype(float) / 257
-    assert np.abs(difference).max() <= 1
+    content = png(50, 40, 16, {3: 2, 4: 6}[n_channels], scanlines) if kind == "PNG" else tiff_16_bit(levels)
+    found = decoded(content)
+    np.testing.assert_array_equal(found, levels[:, :, :3] // 256)
+    difference = found - np.floor(levels[:, :, :3] / 257 + 0.5)
+    assert set(np.unique(difference)) <= {-1, 0}
+
+
+def test_the_four_inks_of_a_ycck_jpeg_are_told_from_cmyk() -> None:
+    """Adobe's marker says which it is: 0 CMYK, 2 YCCK; the very planes then mean other colours."""
+    planes = np.stack([np.full((16, 16), level, np.uint8) for level in (140, 110, 150, 30)], axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(planes, "CMYK").save(buffer, "JPEG", quality=100, subsampling=0)
+    content = bytearray(buffer.getvalue())
+    marker = content.index(b"Adobe") + 11
+    assert content[marker] == 0
+    content[marker] = 2
+    # Stored inverted: Y, Cb, Cr are 255 - planes; the decoder makes R, G, B of them, which are C, M, Y inverted.
+    y, cb, cr = (255 - int(level) for level in (140, 110, 150))
+    rgb = np.array([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)])
+    ink = (255 - np.clip(rgb, 0, 255)) if False else np.clip(rgb, 0, 255)
+    print(ink, decoded(bytes(content))[0, 0])
 
 
 # What each EXIF orientation asks for, from the stored pixels to the upright ones.
@@ -160,12 +197,37 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert np.abs(found.astype(int) - expected).max() <= (8 if kind == "JPEG" else 0)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "MPO"])
 def test_of_several_frames_the_first_counts(kind: str) -> None:
     first, second = Image.fromarray(smooth_picture()), Image.fromarray(255 - smooth_picture())
     buffer = io.BytesIO()
-    first.save(buffer, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {}))
-    np.testing.assert_array_equal(decoded(buffer.getvalue()), smooth_picture())
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "MPO": {"quality": 95}}.get(kind, {})
+    first.save(buffer, kind, save_all=True, append_images=[second], **options)
+    difference = decoded(buffer.getvalue()).astype(int) - smooth_picture()
+    assert np.abs(difference).max() <= (8 if kind == "MPO" else 0)
+    assert n_frames(buffer.getvalue()) == 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "BMP"])
+def test_an_image_has_one_frame(kind: str) -> None:
+    assert n_frames(encoded(smooth_picture(), kind)) == 1
+
+
+def test_pages_behind_the_first_that_are_broken_are_pages_too() -> None:
+    buffer = io.BytesIO()
+    page = Image.fromarray(smooth_picture())
+    page.save(buffer, "TIFF", save_all=True, append_images=[page])
+    content = buffer.getvalue()[:-12]
+    np.testing.assert_array_equal(decoded(content), smooth_picture())
+    assert n_frames(content) == 2
+
+
+def test_decoding_in_threads_leaves_the_filters_of_warnings_as_they_were() -> None:
+    """`catch_warnings` of threads that end in another order than they began would leave them swapped."""
+    content, before = encoded(smooth_picture(), "PNG"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode(content, "x"), range(400)))
+    assert warnings.filters == before
 
 
 def test_the_memory_is_in_the_order_that_renders_fast() -> None:
@@ -187,9 +249,30 @@ def test_an_empty_file_is_refused() -> None:
     assert refusal(b"") == "mel/x.jpg: the file is empty"
 
 
-@pytest.mark.parametrize("content", [b"image,label\n1.jpg,mel\n", b"<html>404 Not Found</html>", b"\0" * 500, b"\xff"])
+@pytest.mark.parametrize("content", [b"image,label\n1.jpg,mel\n", b"\0" * 500, b"\xff"])
 def test_a_file_that_is_no_image_is_refused(content: bytes) -> None:
     assert refusal(content) == "mel/x.jpg: cannot be decoded (not an image)"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\n <!DOCTYPE html>404 Not Found", "a web page or other markup"),
+        (b"\xef\xbb\xbf<svg/>", "a web page or other markup"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: `git lfs pull` gets the image"),
+        (gzip.compress(b"x"), "a gzip file"),
+        (b"\0\0\0\x20ftypavif", "AVIF, HEIC or a film"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+    ],
+)
+def test_what_is_often_found_under_the_name_of_an_image_is_called_what_it_is(content: bytes, what: str) -> None:
+    assert refusal(content) == f"mel/x.jpg: cannot be decoded (it is {what})"
+
+
+def test_numbers_without_a_known_range_are_refused() -> None:
+    assert "no known range" in refusal(encoded(np.zeros((2, 3), np.float32), "TIFF"))
+    assert "no known range" in refusal(encoded(np.full((2, 3), 70_000, np.int32), "TIFF"))
+    assert "0 is white" in refusal(encoded(np.zeros((2, 3), np.uint16), "TIFF", tiffinfo={262: 0}))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
@@ -217,8 +300,8 @@ def test_damaged_bytes_give_an_image_or_one_line(kind: str) -> None:
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(17_001, 10_000), (65_000, 65_000)])
 def test_an_image_over_the_pixel_limit_is_refused_by_its_header(width_px: int, height_px: int) -> None:
-    assert width_px * height_px > PIXEL_LIMIT
-    assert "pixels" in refusal(png(width_px, height_px, 8, 2, b""))
+    assert width_px * height_px > LIMIT_MEGAPIXELS * 1e6
+    assert "megapixels" in refusal(png(width_px, height_px, 8, 2, b""))
 
 
 def test_an_image_of_half_the_limit_is_not_refused_for_its_size() -> None:
@@ -229,7 +312,7 @@ def test_an_image_of_half_the_limit_is_not_refused_for_its_size() -> None:
 
 
 def test_the_limit_names_what_was_found_and_what_is_allowed() -> None:
-    assert refusal(png(17_001, 10_000, 8, 2, b"")) == "mel/x.jpg: 17001 x 10000 pixels, the limit is 170,000,000"
+    assert refusal(png(17_001, 10_000, 8, 2, b"")) == "mel/x.jpg: 17001 x 10000 = 170.01 megapixels, the limit is 170"
 
 
 def test_a_file_is_read_by_its_content_not_by_its_name(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_survey_finds_what_a_scan_refuses(files: Files, table: MakeTable, scan
         ("P1", {"train": ("1.jpg",), "test": ("4.jpg",)}), ("P2", {"train": ("2.jpg",), "test": ("5.jpg",)})
     ]  # fmt: skip
     assert [(file.path, file.reason) for file in found.bad] == [
-        ("3.jpg", "the file is empty"), ("gone", "line 9: no such image")
+        ("./3.jpg", "the file is empty"), ("gone (line 9)", "no such image")
     ]  # fmt: skip
     assert found.words[:3] == (".", "--csv", "t.csv")
 

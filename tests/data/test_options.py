@@ -167,7 +167,7 @@ def test_a_mistake_in_a_data_set_file_is_told_with_the_file(text: str, said: str
 
 
 def test_a_data_set_file_that_is_not_there_is_told(scan: Scan) -> None:
-    with pytest.raises(DataNotFound, match="cannot read the data set file none.yaml"):
+    with pytest.raises(DataNotFound, match="cannot read the data set file none"):
         scan("none.yaml")
 
 

@@ -177,23 +177,24 @@ def test_rows_without_an_image_are_an_error_or_left_out(
 ) -> None:
     files(*(f"{n}.jpg" for n in range(30)), "stranger.jpg")
     table("image,dx", [*(f"{n},{'ab'[n % 2]}" for n in range(30)), "gone,a", ",b"])
-    with pytest.raises(BadImage, match=r"2 of 32 images of t\.csv are not there; .*--skip-bad-images") as caught:
+    with pytest.raises(BadImage, match=r"2 of 32 images are not there; complete .*--skip-bad-images") as caught:
         scan("t.csv", **DX)
-    assert "gone: line 32: no such image" in str(caught.value)
+    assert "gone (line 32): no such image" in str(caught.value)
     assert not list(Path().glob("*splits*")), "what is refused is not split"
     with caplog.at_level("INFO"):
         found = scan("t.csv", **DX, skip_bad_images=True)
-    assert (len(found.samples), [file.path for file in found.bad]) == (30, ["gone", "no image"])
+    assert (len(found.samples), [file.path for file in found.bad_files]) == (
+        30,
+        ["gone (line 32)", "no image (line 33)"],
+    )
     assert "1 images in . have no row in t.csv and are not used (first: stranger.jpg)" in caplog.text
-    assert [file.missing for file in survey("t.csv", ScanOptions(**DX)).bad] == [True, True]
+    assert [file.is_missing for file in survey("t.csv", ScanOptions(**DX)).bad] == [True, True]
 
 
 def test_a_table_of_other_images_names_the_two_ways_out(files: Files, table: MakeTable, scan: Scan) -> None:
     files("a.jpg")
     table("image,dx", ["x,a", "y,b"])
-    with pytest.raises(
-        DataNotFound, match=r"none of the 2 images of t\.csv is among the 1 in .*--image-dir.*--image-c"
-    ):
+    with pytest.raises(DataNotFound, match=r"none of the 2 images of t\.csv is among .*--image-dir.*--image-column"):
         scan("t.csv", **DX, skip_bad_images=True)
     with pytest.raises(DataNotFound, match="no such folder: nowhere"):
         scan("t.csv", **DX, image_dirs=(Path("nowhere"),))
@@ -231,7 +232,7 @@ def test_every_usual_kind_of_table_is_read_alike(content: bytes, tmp_path: Path)
         ("image,dx\n1,x\n".encode("utf-16"), "written in UTF-16: save it as UTF-8 CSV"),
         (
             b"image,note\na,one, two\n",
-            r"1 rows of .* more cells than its header has columns \(2\)(.|\n)*line 2: 3 cells",
+            r"1 rows of .* more cells than its header has columns \(2\)(.|\n)*2: 3 cells",
         ),
         (b'image,note\na,"' + b"x" * 200_000 + b'"\n', "is no CSV table: line 2: field larger"),
     ],

@@ -23,7 +23,8 @@ from data.scan import scan_data
 from data.views import COLUMNS
 from pipeline.build import BuildConfig, build_cache
 from pipeline.demo.lesions import write_lesions
-from pipeline.targets import SEEN, TeacherTargets
+from pipeline.targets import SEEN, StoredTask, TeacherTargets
+from pipeline.tasks import Tasks
 from pipeline.teachers.prompts import Prompts, default_prompts
 from pipeline.teachers.teacher import Teacher
 
@@ -163,7 +164,11 @@ def told(tmp_path: Path) -> Callable[..., TeacherTargets]:
             Sample(key.tobytes(), "", "", "val", {FOLDER_TASK: classes[label]})
             for key, label in zip(table.key, labels_N, strict=True)
         ]
-        return TeacherTargets(CacheReader(tmp_path / name), samples, np.arange(n_samples), labels_N)
+        columns = {FOLDER_TASK: StoredTask(FOLDER_TASK, tuple(range(len(classes))))}
+        return TeacherTargets(
+            CacheReader(tmp_path / name), samples, np.arange(n_samples), labels_N[:, None],
+            Tasks({FOLDER_TASK: classes}), columns,
+        )  # fmt: skip
 
     return told
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.losses.distillation import UNLABELLED, distillation_loss, hard_loss, soft_loss
+from pipeline.losses.distillation import distillation_loss, hard_loss, soft_loss
+from pipeline.tasks import UNLABELLED
 
 STUDENT = [[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]
 TEACHER = [[2.0, 1.0, 0.0], [-0.5, 0.25, 1.5]]

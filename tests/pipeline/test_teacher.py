@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cache import CacheReader
-from data.checks import undecodable
+from data.checks import checked as check_images
 from pipeline import bad_images
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import OutOfMemory, TeacherError
@@ -135,7 +135,7 @@ def test_a_batch_that_is_too_large_is_halved_before_anything_is_sealed(
 ) -> None:  # fmt: skip
     memory_for(5)
     checked: list[int] = []
-    monkeypatch.setattr(bad_images, "undecodable", lambda new: checked.append(len(new)) or undecodable(new))
+    monkeypatch.setattr(bad_images, "check_images", lambda new: checked.append(len(new)) or check_images(new))
     result = build_cache(tiny_data, tmp_path / "t.h5", dataclasses.replace(tiny_build, batch_size=16))
     assert [m.split(": ")[-1] for m in caplog.messages if "do not fit" in m] == [
         "going on with --batch-size 8", "going on with --batch-size 4",

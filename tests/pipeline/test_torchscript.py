@@ -20,7 +20,7 @@ from pipeline.students.build import build_student
 from pipeline.torchscript import CARD_NAME, StudentCard, load, to_bytes
 
 CARD = StudentCard(
-    student="shufflenet_v2_x0_5", task="class", classes=("ächzen", 'a "quoted" one', "nv"), size_px=32,
+    student="shufflenet_v2_x0_5", tasks={"class": ("ächzen", 'a "quoted" one', "nv")}, size_px=32,
     mean=(0.1, 0.2, 1 / 3), geometry="pad", cache_id="ab" * 32, taught=True, teacher="a SigLIP",
 )  # fmt: skip
 
@@ -83,7 +83,7 @@ numbers = st.tuples(*[st.floats(0.01, 1)] * 3)
 
 
 @given(
-    classes=st.lists(texts, min_size=2, max_size=5).map(tuple),
+    tasks=st.dictionaries(texts, st.lists(texts, min_size=2, max_size=5).map(tuple), min_size=1, max_size=3),
     teacher=texts,
     mean=numbers,
     std=numbers,
@@ -91,11 +91,14 @@ numbers = st.tuples(*[st.floats(0.01, 1)] * 3)
     taught=st.booleans(),
 )
 def test_every_card_comes_back_from_its_json(
-    classes: tuple[str, ...], teacher: str, mean: tuple[float, ...], std: tuple[float, ...], size_px: int, taught: bool
-) -> None:
-    card = dataclasses.replace(
-        CARD, classes=classes, teacher=teacher, mean=mean, std=std, size_px=size_px, taught=taught
-    )
+    tasks: dict[str, tuple[str, ...]],
+    teacher: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    size_px: int,
+    taught: bool,
+) -> None:  # fmt: skip
+    card = dataclasses.replace(CARD, tasks=tasks, teacher=teacher, mean=mean, std=std, size_px=size_px, taught=taught)
     assert StudentCard.from_json(card.to_json()) == card
 
 
@@ -121,7 +124,7 @@ def test_the_card_carries_the_notice_of_the_teachers_licence() -> None:
 def test_a_model_that_returns_several_outputs_when_scripted_exports_its_logits(tmp_path: Path) -> None:
     model = build_student("googlenet", 3, 64).eval()
     card = StudentCard(
-        student="googlenet", task="class", classes=("a", "b", "c"), size_px=64, geometry="warp", cache_id="",
+        student="googlenet", tasks={"class": ("a", "b", "c")}, size_px=64, geometry="warp", cache_id="",
         taught=True, teacher="",
     )  # fmt: skip
     (tmp_path / "m.pt").write_bytes(to_bytes(model, card))
@@ -169,3 +172,14 @@ def test_torchscript_of_other_origin_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "foreign.pt")
     with pytest.raises(RunError, match=f"has no {CARD_NAME} inside"):
         load(tmp_path / "foreign.pt")
+
+
+def test_a_card_of_an_older_version_has_a_single_task() -> None:
+    old = {name: value for name, value in json.loads(CARD.to_json()).items() if name != "tasks"}
+    assert StudentCard.from_json(json.dumps({**old, "task": "class"})) == CARD
+
+
+def test_the_columns_of_several_tasks_are_named_by_both() -> None:
+    card = dataclasses.replace(CARD, tasks={"modality": ("CT", "MR"), "side": ("left", "right")})
+    assert card.classes == ("modality: CT", "modality: MR", "side: left", "side: right")
+    assert card.every_task.columns == {"modality": slice(0, 2), "side": slice(2, 4)}

@@ -14,7 +14,7 @@ import pytest
 from data.options import ScanOptions
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import TeacherError
-from pipeline.gate.report import Confusion, report_on, teacher_report, view_agreement
+from pipeline.gate.report import Confusion, reports_on, teacher_report, view_agreement
 from pipeline.targets import TeacherTargets
 
 Told = Callable[..., TeacherTargets]
@@ -94,7 +94,7 @@ def test_answers_that_are_no_numbers_are_an_error(told: Told, monkeypatch: pytes
 
 @pytest.mark.parametrize("split", [None, "val", "test", "train"])
 def test_any_split_of_the_data_is_reported_on(split: str | None, tiny_data: Path, tiny_cache: Path) -> None:
-    report = report_on(tiny_cache, tiny_data, split, ScanOptions())
+    report = reports_on(tiny_cache, tiny_data, split, ScanOptions())["class"]
     assert report.split == split or (split, report.split) == (None, "val")
     n_images = {"train": 30}.get(report.split, 15)
     assert report.metrics.n_samples == n_images
@@ -111,6 +111,6 @@ def test_a_cache_without_the_train_images_is_reported_on_as_well(
 ) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "images", ignore=shutil.ignore_patterns("train"))
     cache = build_cache(data, tmp_path / "t.h5", tiny_build).path
-    report = report_on(cache, tiny_data, None, ScanOptions())
+    report = reports_on(cache, tiny_data, None, ScanOptions())["class"]
     assert report.verdict.images == {"val": 15}
     assert report.views is None

@@ -129,10 +129,11 @@ def test_a_temperature_divides_the_logits(
     if split == "train":
         shutil.rmtree(data / "val")
     plain, scaled = again(data=data), again(name="scaled.h5", data=data, calibrate=True)
-    assert scaled.temperature is not None
-    assert scaled.temperature > 1.5  # a fresh teacher is sure of nonsense
+    assert scaled.temperatures is not None
+    (temperature,) = scaled.temperatures
+    assert temperature > 1.5  # a fresh teacher is sure of nonsense
     raw, divided = (CacheReader(made.path).logits(EVERY) for made in (plain, scaled))
-    np.testing.assert_allclose(divided * scaled.temperature, raw, rtol=1e-5)
+    np.testing.assert_allclose(divided * temperature, raw, rtol=1e-5)
     images, reader = scan_data(data), CacheReader(plain.path)
     rows = reader.row(reader.find([sample.key for sample in images.of_split(split)]), 0)
     labels = np.array([images.classes[FOLDER_TASK].index(s.labels[FOLDER_TASK]) for s in images.of_split(split)])

@@ -40,7 +40,7 @@ def card_of() -> Callable[..., StudentCard]:
     def card_of(name: str, n_classes: int = 3, size_px: int = 64) -> StudentCard:
         classes = tuple(f"class {i}" for i in range(n_classes))
         return StudentCard(
-            student=name, task="class", classes=classes, size_px=size_px, geometry="warp", cache_id="0" * 64,
+            student=name, tasks={"class": classes}, size_px=size_px, geometry="warp", cache_id="0" * 64,
             taught=True, teacher="none",
         )  # fmt: skip
 

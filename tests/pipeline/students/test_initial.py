@@ -152,7 +152,7 @@ def run_of(tmp_path: Path, card_of: Callable[..., StudentCard]) -> Callable[...,
             "format": CHECKPOINT_FORMAT, "epoch": 1, "best": {"epoch": 1}, "metrics": [], "config": {},
             "ids": {"recipe_id": ""}, "model": {}, "best_model": state,
         }  # fmt: skip
-        RunFolder(tmp_path / "run").save(checkpoint, dataclasses.replace(card_of(NAME), classes=classes))
+        RunFolder(tmp_path / "run").save(checkpoint, dataclasses.replace(card_of(NAME), tasks={"class": classes}))
         return tmp_path / "run"
 
     return run_of

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses.distillation import UNLABELLED
+from pipeline.losses.distillation import distillation_loss
+from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
-from pipeline.training.learner import Learner, Step, Tally
+from pipeline.training.learner import Learner, Step, Tally, TaskStep
 
 N_CLASSES = 3
+TASKS = Tasks({"class": ("mel", "nv", "vasc")})
 
 
 def small_model() -> nn.Module:
@@ -26,16 +27,20 @@ def batch(n_images: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, teacher logits, labels."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(n_images, 3, 8, 8, generator=generator)
-    return inputs, 3 * torch.randn(n_images, N_CLASSES, generator=generator), torch.arange(n_images) % N_CLASSES
+    return (
+        inputs,
+        3 * torch.randn(n_images, N_CLASSES, generator=generator),
+        torch.arange(n_images)[:, None] % N_CLASSES,
+    )
 
 
 def learner(*, weights: list[float] | None = None, offsets: list[float] | None = None, **settings: Any) -> Learner:
     config = TrainConfig(**{"lr_peak": 0.1, "warmup_fraction": 0.0, "ema_decay": 0.0, "precision": "fp32", **settings})
     made = {
-        "class_weights_C": None if weights is None else torch.tensor(weights),
-        "logit_offsets_C": None if offsets is None else torch.tensor(offsets),
+        "class_weights_K": None if weights is None else torch.tensor(weights),
+        "logit_offsets_K": None if offsets is None else torch.tensor(offsets),
     }
-    return Learner(small_model().train(), config, "cpu", **made)
+    return Learner(small_model().train(), config, "cpu", TASKS, **made)
 
 
 def stepped(
@@ -79,7 +84,7 @@ def test_every_setting_of_a_step_changes_the_weights(setting: dict[str, Any]) ->
 def test_both_forms_of_the_soft_loss_teach_the_same() -> None:
     one, (first,) = stepped(soft_loss="kl", alpha=0.0)
     other, (second,) = stepped(soft_loss="cross-entropy", alpha=0.0)
-    assert second.soft > first.soft
+    assert second.tasks[0].soft > first.tasks[0].soft
     torch.testing.assert_close(weights_of(one), weights_of(other))
 
 
@@ -143,8 +148,9 @@ def test_a_first_step_that_the_loss_scaler_skips_leaves_no_trace() -> None:
 def test_an_image_without_a_label_learns_from_the_teacher_alone() -> None:
     unlabelled = torch.full_like(batch()[2], UNLABELLED)
     one, (step,) = stepped(labels=unlabelled, alpha=0.5)
-    assert (step.n_labelled, step.n_right, step.hard) == (0, 0, 0.0)
-    assert step.soft > 0
+    one_task = step.tasks[0]
+    assert (one_task.n_labelled, one_task.n_right, one_task.hard) == (0, 0, 0.0)
+    assert one_task.soft > 0
     assert moved(one) > 0
     assert moved(stepped(labels=unlabelled, taught=False, weight_decay=0.0)[0]) == 0
 
@@ -190,12 +196,51 @@ def test_a_learner_goes_on_in_the_precision_of_another_device(began: str, goes_o
 
 
 def test_the_means_of_an_epoch_weigh_each_image_alike() -> None:
-    tally = Tally()
-    step = Step(loss=1.0, hard=2.0, soft=0.5, n_images=3, n_labelled=1, n_right=1, n_agreed=3)
-    tally.add(step)
-    tally.add(dataclasses.replace(step, loss=4.0, hard=0.0, soft=2.0, n_images=1, n_labelled=1, n_right=0, n_agreed=0))
-    assert tally.n_images == 4
-    assert tally.means(taught=True) == pytest.approx(
-        {"loss": 7 / 4, "loss_hard": 1.0, "loss_soft": 3.5 / 4, "train_accuracy": 0.5, "train_agreement": 0.75}
+    tally = Tally(["class"])
+    three = TaskStep(hard=2.0, soft=0.5, n_labelled=1, n_right=1, n_agreed=3)
+    one = TaskStep(hard=0.0, soft=2.0, n_labelled=1, n_right=0, n_agreed=0)
+    tally.add(Step(loss=1.0, n_images=3, tasks=(three,)))
+    tally.add(Step(loss=4.0, n_images=1, tasks=(one,)))
+    assert (tally.n_images, tally.loss) == (4, 7 / 4)
+    assert tally.means(taught=True)["class"] == pytest.approx(
+        {"loss_hard": 1.0, "loss_soft": 3.5 / 4, "train_accuracy": 0.5, "train_agreement": 0.75}
     )
-    assert tally.means(taught=False)["train_agreement"] is None
+    assert tally.means(taught=False)["class"]["train_agreement"] is None
+
+
+def two_tasks(**settings: Any) -> Learner:
+    """A first task of one class more than the second; together the columns of the small model."""
+    config = TrainConfig(lr_peak=0.1, warmup_fraction=0.0, ema_decay=0.0, precision="fp32", **settings)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    return Learner(model, config, "cpu", Tasks({"modality": ("CT", "MR", "US"), "sex": ("f", "m")}))
+
+
+def test_several_tasks_minimise_the_mean_of_their_own_losses() -> None:
+    inputs, _, _ = batch()
+    teacher = torch.randn(6, 5, generator=torch.Generator().manual_seed(2))
+    labels = torch.tensor([[0, 0], [1, 1], [2, 0], [UNLABELLED, 1], [0, UNLABELLED], [UNLABELLED, UNLABELLED]])
+    one = two_tasks()
+    with torch.no_grad():
+        said = one.model(inputs)
+    step = one.step(inputs, teacher, labels, 0, 10)
+    parts = [
+        distillation_loss(said[:, where], teacher[:, where], labels[:, task], temperature=4.0, alpha=0.3)
+        for task, where in enumerate((slice(0, 3), slice(3, 5)))
+    ]
+    assert step.loss == pytest.approx(float(sum(part.total for part in parts)) / 2, rel=1e-6)
+    assert [found.hard for found in step.tasks] == pytest.approx([float(part.hard) for part in parts])
+    assert [found.soft for found in step.tasks] == pytest.approx([float(part.soft) for part in parts])
+    assert [found.n_labelled for found in step.tasks] == [4, 4]
+
+
+def test_an_image_without_any_label_teaches_by_its_soft_targets_alone() -> None:
+    inputs, _, _ = batch()
+    teacher, none = torch.randn(6, 5), torch.full((6, 2), UNLABELLED)
+    soft, hard = two_tasks(alpha=0.3), two_tasks(alpha=1.0)
+    start = weights_of(soft)
+    soft.step(inputs, teacher, none, 0, 10)
+    hard.step(inputs, teacher, none, 0, 10)
+    assert not torch.equal(weights_of(soft), start)
+    decayed = weights_of(two_tasks())[:960] * (1 - 0.1 * 0.05)  # AdamW's decay needs no gradient
+    torch.testing.assert_close(weights_of(hard)[:960], decayed)

@@ -14,8 +14,8 @@ from cache import CacheReader
 from cache.errors import CacheMismatch
 from data.scan import scan_data
 from data.views import ViewPolicy, draw
-from pipeline.losses.distillation import UNLABELLED
 from pipeline.targets import TeacherTargets
+from pipeline.tasks import UNLABELLED
 from pipeline.training.config import TrainConfig
 from pipeline.training.lessons import EpochPlan, Lessons
 
@@ -23,8 +23,9 @@ from pipeline.training.lessons import EpochPlan, Lessons
 @pytest.fixture(scope="module")
 def targets(tiny_data: Path, tiny_cache: Path) -> TeacherTargets:
     """30 train images of 5 classes, 3 views each."""
-    samples = scan_data(tiny_data).of_split("train")
-    return pipeline.joining.join(CacheReader(tiny_cache), {"train": samples}, str(tiny_data))["train"]
+    images = scan_data(tiny_data)
+    groups = {"train": images.of_split("train")}
+    return pipeline.joining.join(CacheReader(tiny_cache), groups, str(tiny_data), images.classes)["train"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_fresh_views_are_never_those_of_the_cache_and_never_come_again(targets: 
 def test_only_some_labels_are_used_and_the_other_images_keep_their_soft_targets(targets: TeacherTargets) -> None:
     one = lessons(targets, label_fraction=0.4)
     assert one.n_labelled == 12
-    assert (one.labels_N == UNLABELLED).sum() == 18
+    assert (one.labels_NT == UNLABELLED).sum() == 18
     assert len(one.samples) == 30
     said = one.told(one.epoch(0), np.arange(30))
     assert said is not None
@@ -116,7 +117,7 @@ def test_without_a_teacher_images_without_a_label_are_left_out(targets: TeacherT
     assert len(one.samples) == one.n_labelled == 12
     assert one.told(one.epoch(0), np.arange(12)) is None
     taught = lessons(targets, label_fraction=0.4)
-    labelled = {s.key for s, label in zip(taught.samples, taught.labels_N, strict=True) if label != UNLABELLED}
+    labelled = {s.key for s, label in zip(taught.samples, taught.labels_NT[:, 0], strict=True) if label != UNLABELLED}
     assert {sample.key for sample in one.samples} == labelled, "the baseline has the labels of the distilled run"
 
 
@@ -124,7 +125,7 @@ def test_the_balanced_sampler_shows_each_class_equally_often(skewed: TeacherTarg
     shares = {}
     for sampler in ("shuffle", "balanced"):
         one = lessons(skewed, sampler=sampler, batch_size=2)
-        labels = np.concatenate([one.labels_N[one.epoch(epoch).sample_M] for epoch in range(200)])
+        labels = np.concatenate([one.labels_NT[one.epoch(epoch).sample_M, 0] for epoch in range(200)])
         shares[sampler] = np.bincount(labels, minlength=5) / len(labels)
     np.testing.assert_allclose(shares["shuffle"], [0.6, 0.1, 0.1, 0.1, 0.1])
     np.testing.assert_allclose(shares["balanced"], 0.2, atol=0.04)
@@ -141,6 +142,6 @@ def test_an_image_that_is_drawn_again_shows_its_next_view(skewed: TeacherTargets
 
 
 def test_the_classes_are_counted_by_name(skewed: TeacherTargets) -> None:
-    counts = lessons(skewed).class_counts()
+    counts = lessons(skewed).class_counts()["class"]
     assert list(counts) == list(skewed.classes)
     assert list(counts.values()) == [6, 1, 1, 1, 1]
