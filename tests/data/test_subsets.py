@@ -89,11 +89,11 @@ SAMPLES = st.lists(
 def test_fewer_are_among_more_and_no_order_matters(
     samples: list[Sample], n_each: int, more: int, shuffled: object
 ) -> None:
-    few, many = subset(samples, (), n_each)[0], subset(samples, (), n_each + more)[0]
+    few, many = subset(samples, {}, n_each)[0], subset(samples, {}, n_each + more)[0]
     assert {sample.key for sample in few} <= {sample.key for sample in many}
     counts = Counter((sample.split, sample.labels.get("dx")) for sample in samples)
     assert Counter((sample.split, sample.labels.get("dx")) for sample in few) == {
         place: min(count, n_each) for place, count in counts.items()
     }
     shuffled.shuffle(samples)
-    assert subset(samples, (), n_each)[0] == few
+    assert subset(samples, {}, n_each)[0] == few
