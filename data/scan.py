@@ -86,7 +86,8 @@ def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleS
         )  # fmt: skip
         refuse_leaks(found.leaks, len({sample.group for sample in found.samples} - {""}), remedy)
     _check_classes(found)
-    return SampleSet(found.root, found.samples, found.classes, found.bad, found.words)
+    narrowed = bool(gathered.source.options.only)
+    return SampleSet(found.root, found.samples, found.classes, found.bad, found.words, narrowed)
 
 
 def survey(root: str | Path, options: ScanOptions = ScanOptions()) -> Survey:

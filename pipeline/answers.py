@@ -46,7 +46,7 @@ class Answering:
         self.learned = student.run.learned_keys() if student.run else None
         self._parts, self._decodable = parts_of(images, self.learned), dict[str, list[Sample]]()
         self._cache = opened(cache_of(student, cache))
-        self._teacher = TeacherAnswers(student, cache, str(images.root))
+        self._teacher = TeacherAnswers(student, cache, images.words)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -108,8 +108,8 @@ def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> N
 class TeacherAnswers:
     """What the cache of a student has of its teacher; says once why it has nothing."""
 
-    def __init__(self, student: Student, cache: Path | None, data: str) -> None:
-        self._tasks, self._data, self._is_asked = student.card.every_task, data, cache is not None
+    def __init__(self, student: Student, cache: Path | None, words: Sequence[str]) -> None:
+        self._tasks, self._words, self._is_asked = student.card.every_task, words, cache is not None
         self._reader: CacheReader | None = None
         path = cache_of(student, cache)
         if path is None:
@@ -129,7 +129,7 @@ class TeacherAnswers:
             return None
         try:
             targets = join(
-                self._reader, {split: samples}, self._data, self._tasks, clean=[split], narrow=True, verified=True
+                self._reader, {split: samples}, self._words, self._tasks, clean=[split], narrow=True, verified=True
             )[split]
         except CacheError as error:
             self._give_up(f" on {split}", error)

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def gather(
         answering = Answering(student, images, cache, workers, scan)
         answers = answering.answers(split)
         numbers = _student_numbers(student, answers, answering)
-        teacher = _teacher_numbers(student, answering, str(data), cache, settings)
+        teacher = _teacher_numbers(student, answering, images.words, cache, settings)
         if with_images:
             pictures = take_pictures(answers, answering.samples(split), card.geometry)
     return ReportContent(
@@ -159,7 +160,7 @@ def _student_numbers(student: Student, answers: Answers, answering: Answering) -
 
 
 def _teacher_numbers(
-    student: Student, answering: Answering, data: str, cache: Path | None, settings: dict[str, Any]
+    student: Student, answering: Answering, words: Sequence[str], cache: Path | None, settings: dict[str, Any]
 ) -> TeacherNumbers | None:
     """None, with a notice where there should be some, for hard labels alone and where the cache is elsewhere."""
     assert student.run is not None
@@ -171,7 +172,7 @@ def _teacher_numbers(
         if cache is None and reader.recipe_id != student.recipe_id:
             raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
         groups = {split: answering.samples(split) for split in ("train", "val")}
-        targets = join(reader, groups, data, student.card.tasks, clean=["val"])
+        targets = join(reader, groups, words, student.card.tasks, clean=["val"])
         report = teacher_report(targets["val"], "val", targets["train"])
         return teacher_numbers(report, targets["val"], targets["train"], settings, teacher_parameters(reader))
     except CacheError as error:

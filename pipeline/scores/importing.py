@@ -117,8 +117,8 @@ def import_scores(
             for rows in (n_rows, n_rows + len(writer.done))
         )
         warn_of_a_full_disk(writer.out, new if n_rows else 0, every)
-        bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted])]
-        n_images = len(images.samples) + len(images.bad_files)
+        bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted])]
+        n_images = len(images.samples) + len(images.bad)
         refuse_or_tell(bad, n_images, "nothing has been imported now", skip=scan.skip_bad_images)
         started = time.perf_counter()
         n_imported, gone = _write(without(bad, wanted), writer, matched, logits_RC, config)

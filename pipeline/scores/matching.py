@@ -165,8 +165,9 @@ class _ImageNames:
     def key(self, name: str) -> bytes | None:
         """The content key of a relative path; None for a file that cannot be read or is empty."""
         if name not in self._key_of:
+            path = self._root / name
             try:
-                encoded = (self._root / name).read_bytes()
+                encoded = path.read_bytes() if path.is_file() else b""  # reading a named pipe would wait for ever
             except OSError:
                 encoded = b""
             self._key_of[name] = content_key(encoded) if encoded else None
