@@ -38,7 +38,7 @@ def isic_cache(isic: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPath
     from pipeline.cli import run
 
     out = tmp_path_factory.mktemp("cache") / "t.h5"
-    words = ["cache", "build", isic / "lesions.csv", "--label-column", "dx", "--folds", "3", "-o", out]
+    words = ["cache", "build", isic / "truth.csv", "--folds", "3", "-o", out]
     words += ["--teacher", tiny_teacher, "--views", "2", "--precision", "fp32", "--workers", "0"]
     assert run([str(word) for word in words]) == 0
     return out
@@ -47,18 +47,18 @@ def isic_cache(isic: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPath
 def test_one_cache_serves_every_fold(cli: Cli, isic: Path, isic_cache: Path, tmp_path: Path) -> None:
     with CacheReader(isic_cache) as reader:
         assert (reader.n_samples, reader.n_rows) == (60, 120)
-    assert (isic / "lesions.folds-3.csv").is_file()
-    data = (isic / "lesions.csv", "--label-column", "dx", "--group-column", "lesion", "--allow-group-leaks")
-    train = ("train", *data, "--folds", 3, "--fold", 2)
+    assert (isic / "truth.folds-3.csv").is_file()
+    data = (isic / "truth.csv", "--folds", 3, "--fold", 2)
     code, _, err = cli(
-        *train[:2], isic_cache, *train[2:], "-o", tmp_path / "run", "--student", "shufflenet_v2_x0_5",
+        "train", data[0], isic_cache, *data[1:], "-o", tmp_path / "run", "--student", "shufflenet_v2_x0_5",
         "--student-size", 32, "--epochs", 1, "--batch-size", 8, "--workers", 0, "--anyway", "--no-report",
     )  # fmt: skip
     assert code == 0, err
-    evaluate = ("evaluate", tmp_path / "run", *data, "--folds", 3, "--fold", 2, "--split", "test", "--json", "-")
-    code, out, err = cli(*evaluate)
+    by_lesion = ("--csv", isic / "lesions.csv", "--group-column", "lesion")
+    code, out, err = cli("evaluate", tmp_path / "run", *data, *by_lesion, "--split", "test", "--json", "-")
     assert code == 0, err
-    assert json.loads(out)["splits"]["test"]["student"]["n_samples"] == 20
+    found = json.loads(out)["splits"]["test"]
+    assert (found["student"]["n_samples"], found["unit"]) == (20, "lesion")
 
 
 def test_a_data_set_file_and_the_table_of_a_command_are_read_alike(
