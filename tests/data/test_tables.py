@@ -183,7 +183,7 @@ def test_rows_without_an_image_are_an_error_or_left_out(
     assert not list(Path().glob("*splits*")), "what is refused is not split"
     with caplog.at_level("INFO"):
         found = scan("t.csv", **DX, skip_bad_images=True)
-    assert (len(found.samples), [file.path for file in found.bad_files]) == (
+    assert (len(found.samples), [file.path for file in found.bad]) == (
         30,
         ["gone (line 32)", "no image (line 33)"],
     )
