@@ -128,7 +128,9 @@ def _build(
         tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
         started = time.perf_counter()
         teacher.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
-        n_computed, gone = _compute(wanted, teacher, writer, config, batch_size, stored_tasks(images, teacher)[1])
+        n_computed, gone = _compute(
+            wanted, teacher, writer, config, batch_size, stored_tasks(images, teacher.classes)[1]
+        )
         wall_s = time.perf_counter() - started
         writer.seal()
         refuse_or_tell(gone, n_images, "everything else is computed and sealed", skip=skip_bad_images)

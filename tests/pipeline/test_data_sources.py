@@ -205,3 +205,26 @@ def test_a_renamed_reordered_subset_and_extended_copy_trains_from_the_same_cache
     code, _, said = cli("train", copy, cache, "-o", tmp_path / "extended", *student)
     assert code == 0, said
     assert f"images   {n_train} train" in said
+
+
+def test_scores_of_two_tasks_are_imported_with_a_column_for_each_class(
+    cli: Cli, pictures: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    table = two_task_table(pictures, tmp_path / "two")
+    data = (table, "--image-column", "file", "--label-column", "kind,size", "--split-column", "part")
+    columns = [*(f"kind: {kind}" for kind in LESIONS), "size: large", "size: small"]
+    with table.open(encoding="utf-8") as file:
+        images = [row["file"] for row in csv.DictReader(file)]
+    rows = [{"image": image, **dict.fromkeys(columns[:5], 0.2), columns[5]: 0.9, columns[6]: 0.1} for image in images]
+    write_table(tmp_path / "scores.csv", rows)
+    words = ("cache", "import", tmp_path / "scores.csv", *data, "--as", "probabilities", "--views", 1, "--workers", 0)
+    code, _, said = cli(*words, "-o", tmp_path / "t.h5")
+    assert code == 0, said
+    reader = CacheReader(tmp_path / "t.h5")
+    assert reader.tasks == {"kind": tuple(LESIONS), "size": ("large", "small")}
+    np.testing.assert_allclose(np.exp(reader.logits(slice(0, 2), "size")), [[0.9, 0.1]] * 2, rtol=1e-6)
+    write_table(tmp_path / "scores.csv", [{**row, columns[6]: 0.2} for row in rows])
+    code, _, said = cli(*words, "-o", tmp_path / "other.h5")
+    assert code == 1
+    assert "50 of 50 rows" in said
+    assert "sums to 1.1" in said
