@@ -162,8 +162,7 @@ def check_arguments(model: str | Path, data: str | Path, verb: str = "evaluate")
 
 
 def _of_tasks(student: Student, model: str | Path, measuring: Measuring) -> TasksEvaluation:
-    notices = _notices(student)
-    tasks = measuring.evaluations(str(model), notices)
+    tasks, notices = measuring.evaluations(str(model), _notices(student))
     return TasksEvaluation(
         model=str(model), tasks=tasks, mean=mean_over_tasks(tasks), notices=notices,
         is_single=len(student.card.tasks) == 1,

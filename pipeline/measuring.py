@@ -34,8 +34,11 @@ class Measuring:
         self._answering, self._config = answering, config
         self._group_task, self._group = group_of_task(config.sensitivity_of, answering.tasks)
 
-    def evaluations(self, model: str, notices: tuple[str, ...]) -> dict[str, Evaluation]:
-        """Task -> all that was asked for; what the user got wrong is said before any image is looked at."""
+    def evaluations(self, model: str, notices: tuple[str, ...]) -> tuple[dict[str, Evaluation], tuple[str, ...]]:
+        """(task -> all that was asked for, notices on all tasks): tasks without a label in these splits are absent.
+
+        What the user got wrong is said before any image is looked at.
+        """
         answering, config = self._answering, self._config
         wanted = list(answering.splits) if config.split == "all" else [config.split]
         chooser = self._chooser()
@@ -45,19 +48,23 @@ class Measuring:
         questions = self._questions([sample for split in wanted for sample in answering.samples(split)])
         answers = {split: answering.answers(split) for split in splits}
         leaks = (self._leak(split, questions.group_of) for split in wanted if questions.group_of is not None)
-        notices, lacking = (*notices, *(leak for leak in leaks if leak)), answering.notices(wanted)
-        for notice in (*notices, *lacking.values()):
-            log.info("notice   %s", notice)
-        return {
+        lacking = answering.notices(wanted)
+        measured = {task: [split for split in wanted if task in answers[split]] for task in answering.tasks}
+        unmeasured = (lacking[task] for task, splits in measured.items() if not splits)
+        notices = (*notices, *(leak for leak in leaks if leak), *unmeasured)
+        found = {
             task: Evaluation(
-                model=model, classes=classes,
+                model=model, classes=answering.tasks[task],
                 splits={
                     split: self._scores(task, answers[split][task], questions, answers.get(str(chooser), {}))
-                    for split in wanted if task in answers[split]
+                    for split in splits
                 },
                 notices=(*notices, *([lacking[task]] if task in lacking else [])),
-            ) for task, classes in answering.tasks.items()
+            ) for task, splits in measured.items() if splits
         }  # fmt: skip
+        for notice in dict.fromkeys((*notices, *lacking.values())):
+            log.info("notice   %s", notice)
+        return found, notices
 
     def _scores(
         self, task: str, answers: Answers, questions: Questions, chooser: Mapping[str, Answers]
@@ -88,9 +95,11 @@ class Measuring:
         splits = self._answering.splits
         has_val = "val" in splits and self._group_task in self._answering.labels("val")
         if not has_val and self._config.threshold_from == "val":
+            lacks = f"no val image has a label of {self._group_task}"
+            if "val" not in splits:
+                lacks = f"there is no val split, only {', '.join(splits)}"
             raise DataNotFound(
-                f"--threshold-from val: there is no val split, only {', '.join(splits)}; "
-                "--threshold-from same chooses on the images that are measured"
+                f"--threshold-from val: {lacks}; --threshold-from same chooses on the images that are measured"
             )
         return "val" if has_val else None
 

@@ -113,7 +113,7 @@ def seeds_evaluation(model: str, seeds: Mapping[str, TasksEvaluation]) -> SeedsE
     """The evaluations of several seeds with their spread, for each task and for the means over them."""
     first = next(iter(seeds.values()))
     tasks = {}
-    for task in first.tasks:
+    for task in (task for task in first.tasks if all(task in one.tasks for one in seeds.values())):
         of_task = {name: one.tasks[task] for name, one in seeds.items()}
         tasks[task] = SeedsEvaluation(model=model, seeds=of_task, spread=spread_over_seeds(list(of_task.values())))
     if first.is_single:

@@ -60,7 +60,7 @@ def tasks_table(evaluation: TasksEvaluation) -> str:
         for score, mine in means.student.items():
             rows.append((HEADLINE[score], _number(mine), *((_number(means.teacher[score]),) if means.teacher else ())))
         lines += ["", *map(printable, _columns(rows))]
-    return "\n\n\n".join([*blocks, "\n".join(lines)])
+    return "\n\n\n".join([*blocks, *(["\n".join(lines)] if evaluation.mean else [])])
 
 
 def tasks_seeds_table(evaluation: TasksSeedsEvaluation) -> str:
@@ -73,7 +73,7 @@ def tasks_seeds_table(evaluation: TasksSeedsEvaluation) -> str:
             for score, found in spread.items()
         ]
         lines += ["", *map(printable, _columns([(split, "mean +- std", "seeds"), *rows]))]
-    return "\n\n\n".join([*blocks, "\n".join(lines)])
+    return "\n\n\n".join([*blocks, *(["\n".join(lines)] if evaluation.mean else [])])
 
 
 def _title(text: str) -> str:

@@ -105,6 +105,22 @@ def test_data_without_one_of_the_tasks_measure_the_other(
     assert "has no labels of dx: tone alone" in caplog.text
 
 
+def test_a_split_without_labels_of_a_task_measures_the_others(
+    two_tasks: TwoTasks, tiny_data: Path, tmp_path: Path
+) -> None:
+    assert two_tasks.scan.csv is not None
+    rows = list(csv.reader(two_tasks.scan.csv.read_text().splitlines()))
+    bare = [[*row[:2], "" if row[3] in ("val", "test") else row[2], *row[3:]] for row in rows]
+    (tmp_path / "t.csv").write_text("\n".join(map(",".join, bare)))
+    scan = dataclasses.replace(two_tasks.scan, csv=tmp_path / "t.csv")
+    found = evaluate_tasks(two_tasks.run, tiny_data, FAST, scan=scan, workers=0)
+    assert list(found.tasks) == ["dx"]
+    assert found.notices == ("15 of 15 test images have no label of tone and are left out",)
+    asked = dataclasses.replace(FAST, split="train", sensitivity_of=("pale",), threshold_from="val")
+    with pytest.raises(DataNotFound, match="--threshold-from val: no val image has a label of tone; --threshold-from"):
+        evaluate_tasks(two_tasks.run, tiny_data, asked, scan=scan)
+
+
 def test_data_of_other_tasks_name_both(two_tasks: TwoTasks, tiny_data: Path, tiny_run: Path) -> None:
     with pytest.raises(RunError, match=r"the student answers dx, tone, and .* has labels of class$"):
         evaluate_tasks(two_tasks.run, tiny_data, FAST)
