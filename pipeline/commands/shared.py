@@ -75,7 +75,7 @@ def data_options(command: Command | None = None, *, beside: tuple[str, ...] = ()
         if given["fold"] is not None and "folds" in beside:
             given["folds"] = options["folds"]
         cache = user_cache_path("softlabel", appauthor=False)
-        scan = ScanOptions(**given, memo=cache / "keys", downloads=cache / "data")
+        scan = ScanOptions(**given, memo=cache / "hashes.sqlite", downloads=cache / "data")
         return inner(*args, scan=scan, **options)
 
     flags = [option for name, option in _DATA_OPTIONS.items() if name not in beside]
@@ -98,7 +98,11 @@ def share_table(
         settings = {**settings, "csv": look_for(named["csv"], data)}
         if not scan.columns and (has_columns or not alone):
             return scan, settings
-        return dataclasses.replace(scan, **named), settings if has_columns else nothing
+        scan = dataclasses.replace(scan, **named)
+        if not has_columns:
+            return scan, nothing
+        beside = scan.csv if is_table(data) or is_download(data) else described(data, scan).options.csv
+        return scan, {**settings, "csv": beside}
     if not is_download(data) and not is_table(data) and not is_data_set_file(data):
         return scan, settings
     scan = dataclasses.replace(scan, **named)

@@ -63,7 +63,7 @@ def plots_of(settings: Mapping[str, Any], tasks: Sequence[str] = ()) -> tuple[Pl
             Line("loss_soft", f"{1 - alpha:g} x soft", TEACHER, "-", 1 - alpha),
         ), "nats"),
     ]  # fmt: skip
-    styles = [(colour, style) for style in ("-", "--", ":") for colour in (STUDENT, TEACHER, INK, TRAIN)]
+    styles = [(colour, style) for style in ("-", "--", ":") for colour in (STUDENT, INK, TRAIN)]
     several = [] if len(tasks) < 2 else [
         Plot("Validation macro F1 of each task", tuple(
             Line(f"{task}/val_macro_f1", _short(task), *styles[number % len(styles)])

@@ -259,7 +259,7 @@ def test_a_file_that_is_no_image_is_refused(content: bytes) -> None:
         (b"\n <!DOCTYPE html>404 Not Found", "a web page or other markup"),
         (b"\xef\xbb\xbf<svg/>", "a web page or other markup"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: `git lfs pull` gets the image"),
-        (gzip.compress(b"x"), "a gzip file"),
+        (gzip.compress(b"x", mtime=0), "a gzip file"),
         (b"\0\0\0\x20ftypavif", "AVIF, HEIC or a film"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
     ],

@@ -92,8 +92,8 @@ def test_the_official_ham10000_csv_with_its_images_in_two_folders(
     scores = student_of(*data)
     assert scores["classes"] == sorted(HAM_CODES)
     assert CacheReader(tmp_path / "t.h5").tasks == {"class": tuple(sorted(HAM_CODES))}
-    split_of = {row["path"]: row["split"] for row in csv.DictReader(
-        (tmp_path / "ham" / "HAM10000_metadata.splits.csv").open(encoding="utf-8"))}  # fmt: skip
+    with (tmp_path / "ham" / "HAM10000_metadata.splits.csv").open(encoding="utf-8") as file:
+        split_of = {row["path"]: row["split"] for row in csv.DictReader(file)}
     sides: dict[object, set[str]] = {}
     for row in rows:
         where = {split for path, split in split_of.items() if Path(path).stem == row["image_id"]}
