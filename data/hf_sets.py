@@ -24,12 +24,12 @@ _LABELS = ("label", "labels")
 
 def splits_of(name: str, raw: Path, options: ScanOptions) -> Splits:
     """The splits of `NAME[:CONFIG]`; a data set of one split has none. DataError where it cannot be had."""
+    if len(options.label_columns) > 1:
+        raise BadOption(f"hf:{name} is read for one task: name one --label-column, got {len(options.label_columns)}")
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"hf:{name} needs the package datasets: pip install '.[hf]'") from error
-    if len(options.label_columns) > 1:
-        raise BadOption(f"hf:{name} is read for one task: name one --label-column, got {len(options.label_columns)}")
     repository, _, config = name.partition(":")
     try:
         with _quiet():

@@ -20,7 +20,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK
 from data.tables import ImageNames, Row, Table, read_table
 
-_BITS = {"0": False, "0.0": False, "": False, "1": True, "1.0": True}
+_BITS = {"0": False, "0.0": False, "False": False, "": False, "1": True, "1.0": True, "True": True}
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,12 @@ def _with_splits(found: list[Found], rows: _Rows) -> tuple[list[Found], list[str
         n_without = sum(not one.split for one in found)
         joined = [one if one.split else replace(one, split="train") for one in found]
         return joined, [f"{n_without:,} images have no split in {rows.table.file}: they join train"] * bool(n_without)
-    splits = [split_of(one.name.partition("/")[0]) for one in found]
-    if all(splits) and len(set(splits)) > 1:
-        there = [replace(one, split=split) for one, split in zip(found, splits, strict=True)]
-        return there, [f"splits: the folders {', '.join(sorted({one.name.partition('/')[0] for one in found}))}"]
+    folders = [one.name.split("/")[:-1] for one in found]
+    for depth in range(min(map(len, folders))):
+        names = {folder[depth] for folder in folders}
+        if all(map(split_of, names)) and len(set(map(split_of, names))) > 1:
+            there = [replace(one, split=split_of(f[depth])) for one, f in zip(found, folders, strict=True)]
+            return there, [f"splits: the folders {', '.join(sorted(names))}"]
     return found, []
 
 

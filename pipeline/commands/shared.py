@@ -90,11 +90,12 @@ def share_table(
     It is the images' table where their labels, splits or groups are named, and with `alone` where the command has
     no columns of its own to read from it.
     """
-    from data.sources import described, is_data_set_file, is_download, is_table
+    from data.sources import described, is_data_set_file, is_download, is_table, look_for
 
     named = {name: settings[name] for name in ("csv", "image_column", "group_column") if settings.get(name)}
     nothing = {**settings, "csv": None, "image_column": None}
     if "csv" in named:
+        settings = {**settings, "csv": look_for(named["csv"], data)}
         if not scan.columns and (has_columns or not alone):
             return scan, settings
         scan = dataclasses.replace(scan, **named)

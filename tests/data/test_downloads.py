@@ -96,7 +96,6 @@ def test_the_bytes_of_a_bmp_are_pinned() -> None:
     ],
 )
 def test_what_cannot_be_asked_for_is_told(data: str, settings: dict[str, object], said: str, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     with pytest.raises(DataError, match=said):
         scan_data(data, ScanOptions(downloads=tmp_path, **settings))
 

@@ -129,12 +129,15 @@ def test_unknown_splits_are_listed_and_no_split_is_train_with_a_notice(
     assert "1 images have no split in t.csv: they join train" in caplog.text
 
 
-def test_images_in_folders_that_are_called_like_splits_keep_them(files: Files, table: MakeTable, scan: Scan) -> None:
-    files(*(f"{split}/{n}.jpg" for split in ("train", "test") for n in range(4)))
-    table("image,dx", [f"{split}/{n}.jpg,{'ab'[n % 2]}" for split in ("train", "test") for n in range(4)])
-    assert {sample.name.split("/")[0]: sample.split for sample in scan("t.csv", **DX).samples} == {
-        "train": "train", "test": "test",
-    }  # fmt: skip
+@pytest.mark.parametrize("root", ["", "images/"])
+def test_images_in_folders_that_are_called_like_splits_keep_them(
+    root: str, files: Files, table: MakeTable, scan: Scan
+) -> None:
+    names = [f"{root}{split}/{n}.jpg" for split in ("train", "test") for n in range(4)]
+    files(*names)
+    table("image,dx", [f"{name},{'ab'[n % 2]}" for n, name in enumerate(names)])
+    found = scan("t.csv", **DX)
+    assert {sample.name: sample.split for sample in found.samples} == {name: name.split("/")[-2] for name in names}
 
 
 def test_a_table_without_labels_gives_groups_and_splits_to_the_folders_images(
