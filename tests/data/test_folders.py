@@ -88,6 +88,16 @@ def test_images_outside_of_any_class_are_told(files: Files, scan: Scan, caplog: 
     assert "3 images lie in no class folder and are not used (first: ./a.jpg)" in caplog.text
 
 
+def test_files_beside_the_classes_such_as_the_saved_split_are_not_spoken_of(
+    files: Files, scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    files(*(f"{label}/{n}.jpg" for label in ("mel", "nv") for n in range(8)), "readme.txt")
+    scan()
+    with caplog.at_level("INFO"):
+        scan()
+    assert caplog.text == ""
+
+
 def test_a_data_set_without_any_label_is_refused(files: Files, scan: Scan) -> None:
     files("_unlabelled/a.jpg", "_unlabelled/b.jpg")
     with pytest.raises(BadSamples, match="has no image with a label"):
