@@ -13,6 +13,7 @@ from typing import Any
 
 from data.errors import DataNotFound
 from data.options import ScanOptions
+from data.sources import is_data_set_file, is_table
 from data.splits import SPLITS
 from pipeline.answers import Answering, cache_of
 from pipeline.bad_images import opened, scan_like
@@ -190,4 +191,6 @@ def _is_cache(path: str | Path) -> bool:
 
 def _is_model(path: str | Path) -> bool:
     folder = Path(path)
+    if is_table(path) or is_data_set_file(path):
+        return False
     return folder.is_file() or any((folder / name).exists() for name in ("best.pt", "last.pt")) or bool(seed_runs(path))
