@@ -89,7 +89,7 @@ def test_a_cache_that_does_not_know_its_teachers_size_has_none(
 
 
 def test_a_few_views_whose_edges_scale_unevenly_are_no_other_rendering(tiny_data: Path, tiny_cache: Path) -> None:
-    """As in CT and MR images: two of eight differ by five levels; three would be too many, and so would be one by ten."""
+    """As in CT and MR images: two of eight differ by five levels; three would be too many, so would one by ten."""
     targets = join(tiny_cache, tiny_data)
     rows, numbers = targets.clean_rows()[:8], np.arange(8)
     params = targets.reader.params(rows)
