@@ -23,6 +23,7 @@ from data.views import COLUMNS, ViewPolicy
 from pipeline.demo.lesions import write_lesions
 from pipeline.joining import join
 from pipeline.recipe import view_identity
+from reliability.tiny import write_teacher
 
 N_IMAGES, N_KEYS, ROUNDS = 10_000, 1_000_000, 5
 CLASSES = tuple(f"class {number}" for number in range(7))
@@ -62,7 +63,7 @@ def time_first_step(work: Path, n_images: int) -> None:
         )
     if not cache.exists():
         softlabel = [sys.executable, "-m", "softlabel"]
-        teacher = ["--teacher", "torchvision:mobilenet_v3_small", "--teacher-config", str(_described(work))]
+        teacher = ["--teacher", str(write_teacher(work / "teacher", data))]
         subprocess.run([*softlabel, "cache", "build", data, "-o", cache, "--views", "1", *teacher], check=True)
     train = ["train", data, cache, "--student", "shufflenet_v2_x0_5", "--student-size", "96", "--anyway"]
     seconds = []
@@ -100,12 +101,6 @@ def time_join(work: Path, n_keys: int) -> None:
         seconds.append(time.perf_counter() - began)
     said = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, {ROUNDS} rounds)"
     print(f"{len(keys):,} keys: open the cache, verify it and join: {said}")
-
-
-def _described(work: Path) -> Path:
-    path = work / "teacher.yaml"
-    path.write_text("size_px: 32\n", encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ N samples, C classes of a task, K columns of all the student's tasks.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
 from data.errors import DataNotFound
 from data.loaders import StudentLoader, ViewItem, default_workers
-from data.options import ScanOptions
+from data.options import ScanOptions, comma_list
 from data.samples import Sample, SampleSet
 from data.splits import SPLITS
 from data.views import CLEAN_ROW
@@ -131,8 +132,11 @@ class Answering:
         labels = [sample.labels[task] for sample in samples]
         if unknown := sorted(set(labels) - set(column)):
             of_task = f" of {task}" if len(self._student.card.tasks) > 1 else ""
+            known = sorted(set(labels) & set(column))
+            only = f"; --only {shlex.quote(comma_list(known))} asks it about those that it knows" if known else ""
             raise RunError(
-                f"the student does not know the classes {', '.join(unknown)}{of_task}; it knows {', '.join(column)}"
+                f"the student does not know the classes {', '.join(unknown)}{of_task}; it knows "
+                f"{', '.join(column)}{only}"
             )
         return np.array([column[label] for label in labels], np.int64)
 

@@ -228,3 +228,20 @@ def test_scores_of_two_tasks_are_imported_with_a_column_for_each_class(
     assert code == 1
     assert "50 of 50 rows" in said
     assert "sums to 1.1" in said
+
+
+def test_a_student_of_some_classes_learns_them_alone_from_the_cache_of_all(
+    cli: Cli, tiny_data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    kept = ("melanoma", "vascular lesion")
+    student = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 1, "--batch-size", 4, "--anyway")
+    only = ("--only", "melanoma,vascular lesion")
+    code, _, said = cli("train", tiny_data, tiny_cache, "-o", tmp_path / "run", *student, *only)
+    assert code == 0, said
+    assert card_of(tmp_path / "run").tasks == {"class": kept}
+    code, _, said = cli("evaluate", tmp_path / "run", tiny_data, "--split", "test")
+    assert code == 1
+    assert "--only 'melanoma,vascular lesion' asks it about those that it knows" in said
+    code, out, said = cli("evaluate", tmp_path / "run", tiny_data, "--split", "test", *only)
+    assert code == 0, said
+    assert "agreement" in out, "the teacher's answers are those to these classes"
