@@ -36,9 +36,7 @@ class Checked:
     """What `draw` made of its pixels."""
 
 
-def checked(
-    samples: Sequence[Sample], draw: Callable[[Tensor], NDArray[np.uint8]] | None = None
-) -> Iterator[Checked]:
+def checked(samples: Sequence[Sample], draw: Callable[[Tensor], NDArray[np.uint8]] | None = None) -> Iterator[Checked]:
     """Every sample with what is wrong with it, in order, decoded on all cores.
 
     `draw` is given the pixels, uint8 [3, H, W]: for who wants a small picture of each without decoding it once more.

@@ -113,7 +113,9 @@ def decode_with_facts(encoded: bytes, name: str) -> tuple[Tensor, ImageFacts]:
         orientation = getattr(opened, "tag_v2", {}).get(ExifTags.Base.Orientation)
         image = _as_rgb(ImageOps.exif_transpose(opened))
         orientation = orientation or opened.getexif().get(ExifTags.Base.Orientation)
-    facts = ImageFacts(kind or "", mode, *image.size, int(orientation) if orientation in range(1, 9) else 1)
+    width_px, height_px = image.size
+    is_known = orientation in range(1, 9)
+    facts = ImageFacts(kind or "", mode, width_px, height_px, int(orientation) if is_known else 1)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), facts
 
 
