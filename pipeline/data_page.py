@@ -84,7 +84,7 @@ def _sections(found: Inspection) -> Iterator[tuple[str, list[str]]]:
     yield "groups", [_groups(found)]
     if found.formats.formats:
         yield "images", list(_images(found.formats))
-    yield "bad files", _listed([f"{file.path}: {file.reason}" for file in found.bad], "")
+    yield "bad files", _listed([f"{file.path}: {file.reason}" for file in found.bad], f"of {found.n_files:,}")
     yield "same bytes", _listed([_conflict(one) for one in data.conflicts], "in two classes, splits or groups")
     if groups_of(data):
         yield "group leaks", _listed([describe_leak(leak) for leak in data.leaks], "in two splits")
@@ -106,7 +106,8 @@ def _images(formats: ImageFormats) -> Iterator[str]:
     modes = Counter[str]()
     for mode, n in formats.modes.items():
         modes[_MODES.get(mode, mode)] += n
-    yield f"{_counts(formats.formats)}; {_counts(modes)}"
+    yield _counts(formats.formats)
+    yield _counts(modes)
     sizes = [formats.quantile_px(share) for share in (0, 0.5, 1)]
     if len(formats.sizes_px) == 1:
         yield f"all {_size(sizes[0])}"
@@ -146,7 +147,7 @@ def _conflict(conflict: Conflict) -> str:
 
 
 def _listed(lines: Sequence[str], where: str) -> list[str]:
-    return [f"{len(lines):,} {where}".rstrip(), *_lines(lines)] if lines else [f"none {where}".rstrip()]
+    return [f"{len(lines):,} {where}", *_lines(lines)] if lines else [f"none {where}"]
 
 
 def _lines(lines: Iterable[str]) -> list[str]:
@@ -162,7 +163,7 @@ def _listed_in_line(names: Iterable[str]) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {n:,}" for name, n in Counter(counts).most_common())
+    return _listed_in_line(f"{name} {n:,}" for name, n in Counter(counts).most_common())
 
 
 def _size(size: tuple[int, int]) -> str:
