@@ -16,6 +16,7 @@ N images, P pairs.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,10 +119,10 @@ def near_duplicates(
     hashes = perceptual_hashes(pictures)
     # Rows of one place meet the columns of all later places: no pair twice, none within a place.
     _, starts = np.unique(place_N[order], return_index=True)
-    ends = [*starts[1:].tolist(), len(order)]
+    bounds = [*starts.tolist(), len(order)]
     blocks = [
         (slice(row, min(row + _ROWS, end)), end)
-        for start, end in zip(starts.tolist(), ends, strict=True) for row in range(start, end, _ROWS)
+        for start, end in itertools.pairwise(bounds) for row in range(start, end, _ROWS)
     ]  # fmt: skip
     parts = list[_Pairs]()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
