@@ -2,7 +2,7 @@
 
 Never resizes, never normalises. Pillow decodes every format: torchvision's decoders gave the same pixels for JPEG and
 PNG but are deprecated. EXIF orientation is applied, alpha dropped, the first frame taken, 16-bit gray scaled by 1/257.
-Of 16-bit colour Pillow gives the high byte, which is v // 256: at most one level below round(v / 257), never above.
+Of 16-bit colour Pillow gives the high byte, which is v // 256: within one level of v / 257.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class BadImage(DataError, ValueError):
     """A file that is named like an image and cannot be read as one; `reason` says why, without the path."""
 
     def __init__(self, reason: str, path: object = "") -> None:
-        super().__init__(f"{path}: {reason}" if path else reason)
+        super().__init__(f"{one_line(str(path))}: {reason}" if path else reason)
         self.reason = reason
 
 

@@ -102,7 +102,8 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], found: ImageFiles, *, 
             if not (suffix and isinstance(status, FileNotFoundError)):
                 found.bad.append(_bad_file(entry.path, status))
         elif not stat.S_ISDIR(status.st_mode):
-            found.ignored.update([suffix] * (not at_top))
+            if not at_top:
+                found.ignored[suffix] += 1
         elif _identity(status) in above:
             found.bad.append(BadFile(entry.path, "a link that leads back into a folder above it"))
         elif not _is_of_a_build(Path(entry.path)):

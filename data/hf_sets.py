@@ -5,7 +5,9 @@ Writes no folder (`data.downloads` does). Run: softlabel cache build hf:marmal88
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +24,16 @@ _LABELS = ("label", "labels")
 
 def splits_of(name: str, raw: Path, options: ScanOptions) -> Splits:
     """The splits of `NAME[:CONFIG]`; a data set of one split has none. DataError where it cannot be had."""
+    if len(options.label_columns) > 1:
+        raise BadOption(f"hf:{name} is read for one task: name one --label-column, got {len(options.label_columns)}")
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"hf:{name} needs the package datasets: pip install '.[hf]'") from error
-    if len(options.label_columns) > 1:
-        raise BadOption(f"hf:{name} is read for one task: name one --label-column, got {len(options.label_columns)}")
     repository, _, config = name.partition(":")
     try:
-        loaded = datasets.load_dataset(repository, config or None, cache_dir=str(raw / "hf"))
+        with _quiet():
+            loaded = datasets.load_dataset(repository, config or None, cache_dir=str(raw / "hf"))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"hf:{name} cannot be loaded ({first_line(error)}); expected hf:OWNER/NAME[:CONFIG] of the hub, reachable "
@@ -44,10 +47,17 @@ def splits_of(name: str, raw: Path, options: ScanOptions) -> Splits:
     features = next(iter(parts.values())).features
     images = _image_column(name, features, options.image_column)
     labels = _label_column(name, features, options.label_columns, images)
-    return {
-        split: functools.partial(_items, part.cast_column(images, datasets.Image(decode=False)), images, labels)
-        for split, part in parts.items()
-    }
+    with _quiet():
+        encoded = {split: part.cast_column(images, datasets.Image(decode=False)) for split, part in parts.items()}
+    return {split: functools.partial(_items, part, images, labels) for split, part in encoded.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of the pickling by which `datasets` names its own temporary files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _image_column(name: str, features: Any, named: str | None) -> str:

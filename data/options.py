@@ -62,7 +62,7 @@ class ScanOptions:
     skip_bad_images: bool = False
     """Leave out files that are missing, empty or no whole image, with a notice, instead of stopping."""
     collect_bad_files: bool = False
-    """Hand over those without bytes as `SampleSet.bad_files`, for callers that tell all bad files at once."""
+    """Hand over those without bytes as `SampleSet.bad`, for callers that tell all bad files at once."""
     memo: Path | None = None
     """Where content keys are remembered (`data.hashes`); None hashes every file anew."""
     downloads: Path | None = None

@@ -6,12 +6,13 @@ Run: softlabel cache build DATA --csv HAM10000_metadata.csv --image-column image
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.errors import BadFile, BadSamples, DataNotFound, bullet_list, did_you_mean
+from data.errors import BadFile, BadSamples, DataNotFound, bullet_list
 from data.files import images_below
 from data.folders import in_folders
 from data.found import SPLIT_NAMES, Found, Listing, split_of
@@ -19,7 +20,7 @@ from data.options import ScanOptions
 from data.samples import FOLDER_TASK
 from data.tables import ImageNames, Row, Table, read_table
 
-_BITS = {"0": False, "0.0": False, "": False, "1": True, "1.0": True}
+_BITS = {"0": False, "0.0": False, "False": False, "": False, "1": True, "1.0": True, "True": True}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _Rows:
         if unknown := sorted(word for word in words if not split_of(word)):
             raise BadSamples(
                 f"{self.table.file} has the splits {', '.join(unknown[:10])}{', ...' if len(unknown) > 10 else ''}; "
-                f"expected {', '.join(SPLIT_NAMES)}{did_you_mean(unknown[0], SPLIT_NAMES)}"
+                f"expected {', '.join(SPLIT_NAMES)}"
             )
 
     def _check_one_hot(self) -> None:
@@ -187,11 +188,13 @@ def _files_below(root: Path, folders: Sequence[Path]) -> list[tuple[str, str | B
     for folder in folders:
         if not folder.is_dir():
             raise DataNotFound(f"no such folder: {folder}; expected the images of the table in it")
-        base = root if folder.is_relative_to(root) else folder.parent
+        inside = folder.relative_to(root if folder.is_relative_to(root) else folder.parent).as_posix()
+        above = "" if inside == "." else f"{inside}/"
+        n_above = len(os.path.join(folder, ""))
         there = images_below(folder)
         files: dict[str, str | BadFile] = {path: path for path in there.paths}
         for path, file in (files | {bad.path: bad for bad in there.bad}).items():
-            found.setdefault(path, (Path(path).relative_to(base).as_posix(), file))
+            found.setdefault(path, (above + path[n_above:].replace(os.sep, "/"), file))
     return list(found.values())
 
 
@@ -221,10 +224,12 @@ def _with_splits(found: list[Found], rows: _Rows) -> tuple[list[Found], list[str
         n_without = sum(not one.split for one in found)
         joined = [one if one.split else replace(one, split="train") for one in found]
         return joined, [f"{n_without:,} images have no split in {rows.table.file}: they join train"] * bool(n_without)
-    splits = [split_of(one.name.partition("/")[0]) for one in found]
-    if all(splits) and len(set(splits)) > 1:
-        there = [replace(one, split=split) for one, split in zip(found, splits, strict=True)]
-        return there, [f"splits: the folders {', '.join(sorted({one.name.partition('/')[0] for one in found}))}"]
+    folders = [one.name.split("/")[:-1] for one in found]
+    for depth in range(min(map(len, folders))):
+        names = {folder[depth] for folder in folders}
+        if all(map(split_of, names)) and len(set(map(split_of, names))) > 1:
+            there = [replace(one, split=split_of(f[depth])) for one, f in zip(found, folders, strict=True)]
+            return there, [f"splits: the folders {', '.join(sorted(names))}"]
     return found, []
 
 

@@ -41,10 +41,12 @@ class SampleSet:
     samples: tuple[Sample, ...]
     classes: Mapping[str, tuple[str, ...]]
     """Task -> class names in `sorted()` order, as torchvision and the course server have it."""
-    bad_files: tuple[BadFile, ...] = ()
+    bad: tuple[BadFile, ...] = ()
     """Those without bytes, which are no samples."""
     words: tuple[str, ...] = ()
     """DATA and its options, as words of the command line."""
+    is_narrowed: bool = False
+    """Whether somebody chose some of the classes: a student is to know no others then."""
 
     def of_split(self, split: str) -> list[Sample]:
         """The samples of one split; DataNotFound names the splits there are."""

@@ -20,7 +20,7 @@ from data.rows import in_table
 from data.samples import FOLDER_TASK, Sample, SampleSet
 from data.sources import Source, resolve
 from data.splits import SPLITS, joint_labels, load_or_make, load_or_make_folds
-from data.subsets import classes_of, subset
+from data.subsets import classes_of, subset, wanted_classes
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleS
     if not gathered.source.options.allow_group_leaks:
         refuse_leaks(found.leaks, len({sample.group for sample in found.samples} - {""}), remedy_of_leaks(found))
     check_classes(found)
-    return SampleSet(found.root, found.samples, found.classes, found.bad, found.words)
+    narrowed = bool(gathered.source.options.only)
+    return SampleSet(found.root, found.samples, found.classes, found.bad, found.words, narrowed)
 
 
 def survey(root: str | Path, options: ScanOptions = ScanOptions()) -> Survey:
@@ -111,9 +112,10 @@ def _gather(data: str | Path, options: ScanOptions) -> _Gathered:
 def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:
     """Split, compare groups, and only then take the subset, so that it never changes who is in test."""
     source = gathered.source
+    wanted = wanted_classes(gathered.samples, source.options.only)  # a misspelt one is told before anything is saved
     samples, split_file = _split(gathered.samples, source)
     leaks = group_leaks(samples)
-    samples, notices = subset(samples, source.options.only, source.options.max_per_class)
+    samples, notices = subset(samples, wanted, source.options.max_per_class)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))
     classes = classes_of(samples)
     order = [*source.options.label_columns, *classes]

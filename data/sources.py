@@ -64,8 +64,8 @@ def described(data: str | Path, options: ScanOptions) -> Source:
         return Source(root, options)
     if not root.is_dir():
         raise DataNotFound(f"no such folder: {root}; expected the images of {options.csv} in it")
-    found = tuple(_look(folder, root) for folder in options.image_dirs)
-    return Source(root, replace(options, csv=_look(options.csv, root), image_dirs=found))
+    found = tuple(look_for(folder, root) for folder in options.image_dirs)
+    return Source(root, replace(options, csv=look_for(options.csv, root), image_dirs=found))
 
 
 def is_table(data: str | Path) -> bool:
@@ -78,7 +78,7 @@ def is_data_set_file(data: str | Path) -> bool:
     return Path(data).suffix.lower() in FILE_SUFFIXES and not Path(data).is_dir() and not is_download(data)
 
 
-def _look(path: Path, root: Path) -> Path:
+def look_for(path: Path, root: Path) -> Path:
     """A relative path from the working folder, or else from the data folder, where something is there."""
     return root / path if not path.exists() and (root / path).exists() else path
 

@@ -6,28 +6,30 @@ Run: softlabel train DATA t.h5 -o RUN --only mel,nv --max-per-class 100
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from data.errors import BadOption, did_you_mean
 from data.samples import Sample
 
 
-def subset(samples: Sequence[Sample], only: Sequence[str], max_per_class: int | None) -> tuple[list[Sample], list[str]]:
-    """(samples, notices): those of the classes in `only`, of these the `max_per_class` with the smallest keys a split.
+def subset(
+    samples: Sequence[Sample], wanted: Mapping[str, Set[str]], max_per_class: int | None
+) -> tuple[list[Sample], list[str]]:
+    """(samples, notices): those of the `wanted` classes, of these the `max_per_class` with the smallest keys a split.
 
-    With `only`, a sample without a label in that task is not kept: nobody knows whether it is of these classes.
+    A sample without a label in a task of `wanted` is not kept: nobody knows whether it is of these classes.
     A task of which one class is left is no task any more, if there is another one. Of several tasks, `max_per_class`
     counts each combination of classes; samples without labels count as one.
     """
     before = classes_of(samples)
     kept = list(samples)
-    for task, names in _wanted(before, only).items():
+    for task, names in wanted.items():
         kept = [sample for sample in kept if sample.labels.get(task) in names]
     if max_per_class is not None:
         kept = _first_of_each(kept, max_per_class)
     left = classes_of(kept)
-    single = [task for task in before if only and len(left.get(task, ())) < 2]
+    single = [task for task in before if wanted and len(left.get(task, ())) < 2]
     if not single or len(single) == len(before):
         return kept, []
     kept = [
@@ -58,8 +60,9 @@ def _first_of_each(samples: Sequence[Sample], n_each: int) -> list[Sample]:
     return chosen
 
 
-def _wanted(classes: Mapping[str, Sequence[str]], only: Sequence[str]) -> dict[str, set[str]]:
-    """Task -> classes to keep; BadOption names every class and task that there is not."""
+def wanted_classes(samples: Sequence[Sample], only: Sequence[str]) -> dict[str, set[str]]:
+    """Task -> classes to keep, of `CLASS` or `TASK=CLASS`; BadOption names every one that there is not."""
+    classes = classes_of(samples)
     tasks = ", ".join(classes)
     wanted = defaultdict[str, set[str]](set)
     problems = []

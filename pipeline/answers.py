@@ -1,13 +1,14 @@
 """What a finished student and its teacher say of the images of each split. Computes no scores, loads no teacher.
 
 Run: softlabel evaluate RUN DATA
-N samples, C classes.
+N samples, C classes of a task, K columns of all the student's tasks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cache.errors import CacheMismatch
 from data.errors import DataNotFound
 from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK, Sample, SampleSet
+from data.samples import Sample, SampleSet
 from data.splits import SPLITS
 from data.views import CLEAN_ROW
 from pipeline.bad_images import decodable, opened
@@ -27,7 +28,7 @@ from pipeline.errors import RunError
 from pipeline.inference import Student
 from pipeline.joining import join
 from pipeline.metrics.evaluation import Answers
-from pipeline.tasks import matching_task
+from pipeline.tasks import Tasks, matching_task
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +36,83 @@ _BATCH_SIZE = 128
 
 
 class Answering:
-    """One student, the images it is asked about, and the cache that has its teacher's answers."""
+    """One student, the images it is asked about, and the cache that has its teacher's answers.
+
+    Labels are called as the student calls its tasks; images without any label that it knows take no part.
+    """
 
     def __init__(
         self, student: Student, images: SampleSet, cache: Path | None, workers: int | None, scan: ScanOptions
     ) -> None:
+        every = student.card.every_task
+        images = in_words_of(every, images)
         self._student, self._root, self._skip_bad_images = student, images.root, scan.skip_bad_images
-        self.classes, self.every_sample = student.card.classes, images.samples
+        self.tasks, self.every_sample = Tasks({task: every[task] for task in images.classes}), images.samples
         self._workers = default_workers(student.device) if workers is None else workers
         self.learned = student.run.learned_keys() if student.run else None
         self._parts, self._decodable = parts_of(images, self.learned), dict[str, list[Sample]]()
         self._cache = opened(cache_of(student, cache))
-        self._teacher = TeacherAnswers(student, cache, str(images.root))
+        self._teacher = TeacherAnswers(student, cache, images.words)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that there are, in the order train, val, test."""
-        return tuple(self._parts)
+        """The splits that have images with labels, in the order train, val, test."""
+        return tuple(split for split, (samples, _) in self._parts.items() if any(one.labels for one in samples))
 
     def samples(self, split: str) -> list[Sample]:
-        """The images of a split; DataNotFound names the splits there are."""
+        """The images of a split that have a label; DataNotFound names the splits there are."""
+        found = [sample for sample in self._all(split) if sample.labels]
+        if not found:
+            raise DataNotFound(f"{self._root} has no image with a label in split '{split}'{self._that_decodes}")
+        return found
+
+    def labels(self, split: str) -> dict[str, NDArray[np.int64]]:
+        """Task -> class of each image of a split that has one, int64 [N]; RunError for classes nobody taught it."""
+        return {task: self._labels(task, samples) for task, samples in self._labelled(split).items()}
+
+    def answers(self, split: str) -> dict[str, Answers]:
+        """Task -> what both say of the clean views of the split's images that have a label in it."""
+        samples, labels, source = self.samples(split), self.labels(split), self._parts[split][1]
+        student_NK = clean_logits(self._student, samples, self._workers)
+        told = self._teacher.of(samples, split)
+        columns, found = self._student.card.every_task.columns, {}
+        for task, labels_N in labels.items():
+            numbers = np.flatnonzero([task in sample.labels for sample in samples])
+            labelled = [samples[number] for number in numbers.tolist()]
+            found[task] = Answers(
+                split=split,
+                source=source,
+                names=tuple(sample.name for sample in labelled),
+                keys=tuple(sample.key for sample in labelled),
+                labels_N=labels_N,
+                student_NC=student_NK[numbers, columns[task]],
+                teacher_NC=None if told is None else told[0][numbers, columns[task]],
+                learned_N=None if self.learned is None else np.array([one.key in self.learned for one in labelled]),
+                teacher_seen_N=None if told is None else told[1][numbers],
+            )
+        return found
+
+    def notices(self, splits: Iterable[str]) -> dict[str, str]:
+        """Task -> how many images of these splits have no label in it, where there are such."""
+        found = {}
+        for task in self.tasks:
+            lacking = {
+                split: f"{n_without:,} of {len(samples):,} {split}" for split in splits
+                if (samples := self._all(split)) and (n_without := sum(task not in one.labels for one in samples))
+            }  # fmt: skip
+            if lacking:
+                of_task = f" of {task}" if len(self._student.card.tasks) > 1 else ""
+                found[task] = f"{', '.join(lacking.values())} images have no label{of_task} and are left out"
+        return found
+
+    @property
+    def _that_decodes(self) -> str:
+        return " that can be decoded" if self._skip_bad_images else ""
+
+    def _all(self, split: str) -> list[Sample]:
+        """With a label or without."""
         if split not in self._parts:
-            there = ", ".join(self._parts)
-            raise DataNotFound(f"{self._root} has no images in split '{split}'; it has: {there}")
+            raise DataNotFound(f"{self._root} has no images in split '{split}'; it has: {', '.join(self._parts)}")
         samples, _ = self._parts[split]
         if split not in self._decodable:
             self._decodable[split] = decodable(self._cache, samples, skip=self._skip_bad_images)
@@ -65,30 +120,43 @@ class Answering:
                 log.info("%s images of %s cannot be decoded and are left out", f"{n_bad:,}", split)
         return self._decodable[split]
 
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """Class of each image of a split, int64 [N]; RunError for classes that the student does not know."""
-        column = {name: i for i, name in enumerate(self.classes)}
+    def _labelled(self, split: str) -> dict[str, list[Sample]]:
+        """Tasks without a label there are absent."""
         samples = self.samples(split)
-        unknown = sorted({sample.labels[FOLDER_TASK] for sample in samples} - set(column))
-        if unknown:
-            raise RunError(f"the student does not know the classes {', '.join(unknown)}; it knows {', '.join(column)}")
-        return np.array([column[sample.labels[FOLDER_TASK]] for sample in samples], np.int64)
+        found = {task: [sample for sample in samples if task in sample.labels] for task in self.tasks}
+        return {task: labelled for task, labelled in found.items() if labelled}
 
-    def answers(self, split: str) -> Answers:
-        """What both say of a split's clean views."""
-        samples, labels_N = self.samples(split), self.labels(split)
-        told = self._teacher.of(samples, split)
-        return Answers(
-            split=split,
-            source=self._parts[split][1],
-            names=tuple(sample.name for sample in samples),
-            keys=tuple(sample.key for sample in samples),
-            labels_N=labels_N,
-            student_NC=clean_logits(self._student, samples, self._workers),
-            teacher_NC=None if told is None else told[0],
-            learned_N=None if self.learned is None else np.array([sample.key in self.learned for sample in samples]),
-            teacher_seen_N=None if told is None else told[1],
+    def _labels(self, task: str, samples: Sequence[Sample]) -> NDArray[np.int64]:
+        column = {name: number for number, name in enumerate(self.tasks[task])}
+        labels = [sample.labels[task] for sample in samples]
+        if unknown := sorted(set(labels) - set(column)):
+            of_task = f" of {task}" if len(self._student.card.tasks) > 1 else ""
+            raise RunError(
+                f"the student does not know the classes {', '.join(unknown)}{of_task}; it knows {', '.join(column)}"
+            )
+        return np.array([column[label] for label in labels], np.int64)
+
+
+def in_words_of(tasks: Tasks, images: SampleSet) -> SampleSet:
+    """The images with the labels that a student of these tasks can be asked about, called as it calls its tasks.
+
+    RunError where it knows none of theirs; a notice where they lack some of its own.
+    """
+    theirs = {task: matching_task(images.classes, task, len(tasks)) for task in tasks}
+    known = {task: name for task, name in theirs.items() if name is not None}
+    if not known:
+        remedy = "; name the one it answers by --label-column" if len(tasks) == 1 < len(images.classes) else ""
+        raise RunError(
+            f"the student answers {', '.join(tasks)}, and {images.root} has labels of {', '.join(images.classes)}"
+            f"{remedy}"
         )
+    if lacking := [task for task in tasks if task not in known]:
+        log.info("%s has no labels of %s: %s alone", images.root, ", ".join(lacking), ", ".join(known))
+    samples = tuple(
+        replace(one, labels={task: one.labels[name] for task, name in known.items() if name in one.labels})
+        for one in images.samples
+    )
+    return replace(images, samples=samples, classes={task: images.classes[name] for task, name in known.items()})
 
 
 def cache_of(student: Student, cache: Path | None) -> Path | None:
@@ -97,7 +165,7 @@ def cache_of(student: Student, cache: Path | None) -> Path | None:
 
 
 def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> NDArray[np.float32]:
-    """Raw logits of the clean view of each sample, float32 [N, C]."""
+    """Raw logits of the clean view of each sample, float32 [N, K]."""
     items = [ViewItem(sample, CLEAN_ROW, i) for i, sample in enumerate(samples)]
     batches = [items[start : start + _BATCH_SIZE] for start in range(0, len(items), _BATCH_SIZE)]
     loader = StudentLoader(student.card.size_px, student.card.geometry, workers)
@@ -108,8 +176,8 @@ def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> N
 class TeacherAnswers:
     """What the cache of a student has of its teacher; says once why it has nothing."""
 
-    def __init__(self, student: Student, cache: Path | None, data: str) -> None:
-        self._tasks, self._data, self._is_asked = student.card.every_task, data, cache is not None
+    def __init__(self, student: Student, cache: Path | None, words: Sequence[str]) -> None:
+        self._tasks, self._words, self._is_asked = student.card.every_task, words, cache is not None
         self._reader: CacheReader | None = None
         path = cache_of(student, cache)
         if path is None:
@@ -124,12 +192,12 @@ class TeacherAnswers:
             self._give_up("", error)
 
     def of(self, samples: Sequence[Sample], split: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
-        """(raw logits in the student's class order, float32 [N, C]; whether it was fitted on each, bool [N])."""
+        """(raw logits in the order of the student's, float32 [N, K]; whether it was fitted on each, bool [N])."""
         if self._reader is None:
             return None
         try:
             targets = join(
-                self._reader, {split: samples}, self._data, self._tasks, clean=[split], narrow=True, verified=True
+                self._reader, {split: samples}, self._words, self._tasks, clean=[split], narrow=True, verified=True
             )[split]
         except CacheError as error:
             self._give_up(f" on {split}", error)

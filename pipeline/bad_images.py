@@ -21,7 +21,7 @@ from cache import CacheError, CacheReader, SegmentedWriter
 from cache.manifest import SKIPPED, SKIPPED_FILES
 from data.checks import Checked
 from data.checks import checked as check_images
-from data.errors import BadFile, BadImage, UnreadableImage
+from data.errors import BadFile, BadImage, UnreadableImage, one_line
 from data.files import check_bad_files, listed
 from data.loaders import SampleViews, is_decodable
 from data.options import ScanOptions
@@ -46,7 +46,7 @@ def find_bad_files(samples: Sequence[Sample], checked: dict[str, BadFile | None]
         if image.n_frames > 1:
             several.append(image)
     if several:
-        first = ", ".join(image.sample.name for image in several[:3])
+        first = ", ".join(one_line(image.sample.name) for image in several[:3])
         log.info("%s images have several frames or pages: of each the first is used (%s%s)",
                  f"{len(several):,}", first, ", ..." if len(several) > 3 else "")  # fmt: skip
     return [file for sample in samples if (file := checked[sample.path]) is not None]
@@ -116,10 +116,10 @@ def scan_like(cache: CacheReader | None, data: str | Path, scan: ScanOptions) ->
     """
     images = scan_data(data, replace(scan, collect_bad_files=True))
     left_out = cache.manifest.skipped_files if cache else {}
-    counts = Counter(file.reason for file in images.bad_files)
+    counts = Counter(file.reason for file in images.bad)
     are_known = all(n <= left_out.get(reason, 0) for reason, n in counts.items())
     scan = replace(scan, skip_bad_images=scan.skip_bad_images or are_known)
-    check_bad_files(images.bad_files, len(images.samples) + len(images.bad_files), scan)
+    check_bad_files(images.bad, len(images.samples) + len(images.bad), scan)
     return images
 
 

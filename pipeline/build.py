@@ -121,14 +121,16 @@ def _build(
                 "the rows that stand were computed in another way, and last digits depend on it; the cache records "
                 "the way of now (before against now): %s", "; ".join(found),
             )  # fmt: skip
-        n_images = len(images.samples) + len(images.bad_files)
-        bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted], checked)]
+        n_images = len(images.samples) + len(images.bad)
+        bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted], checked)]
         refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
         tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
         started = time.perf_counter()
         teacher.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
-        n_computed, gone = _compute(wanted, teacher, writer, config, batch_size, stored_tasks(images, teacher)[1])
+        n_computed, gone = _compute(
+            wanted, teacher, writer, config, batch_size, stored_tasks(images, teacher.classes)[1]
+        )
         wall_s = time.perf_counter() - started
         writer.seal()
         refuse_or_tell(gone, n_images, "everything else is computed and sealed", skip=skip_bad_images)

@@ -116,7 +116,8 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel export RUN -o student.pt        one TorchScript file
     softlabel predict student.pt IMAGE...     use it
 
-    DATA is a folder: DATA/<split>/<class>/* or DATA/<class>/*.
+    DATA is a folder: DATA/<split>/<class>/* or DATA/<class>/*; or a table (--csv), a data set file (.yaml), or a
+    public data set (torchvision:NAME, hf:NAME): docs/data.md.
     """
     for package in ("cache", "data", "pipeline"):
         logger = logging.getLogger(package)

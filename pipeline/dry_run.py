@@ -130,8 +130,8 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
     features = feature_shapes(teacher, config)
     done = _standing(out, manifest, features)
     wanted = wanted_rows(images, config.views, done)
-    bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted])]
-    n_images = len(images.samples) + len(images.bad_files)
+    bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted])]
+    n_images = len(images.samples) + len(images.bad)
     refuse_or_tell(bad, n_images, "nothing was written", skip=scan.skip_bad_images)
     wanted = without(bad, wanted)
     n_views = sum(len(views) for _, views in wanted)

@@ -1,30 +1,34 @@
 """Measure a finished student on the splits of a data folder, its teacher beside it where the cache has the images.
 
-Never trains, loads no teacher: the teacher's answers come from the cache. Scores are made in `pipeline.metrics`.
+Never trains, loads no teacher: the teacher's answers come from the cache. `pipeline.measuring` asks for the scores.
 Run: softlabel evaluate RUN DATA -o SCORES
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadSamples, DataNotFound
-from data.groups import read_groups
+from data.errors import DataNotFound
 from data.options import ScanOptions
-from data.samples import Sample
+from data.sources import is_data_set_file, is_table
 from data.splits import SPLITS
 from pipeline.answers import Answering, cache_of
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
 from pipeline.inference import Student, load_student
-from pipeline.metrics.evaluation import Evaluation, SeedsEvaluation
-from pipeline.metrics.scoring import Questions, evaluate_split, spread_over_seeds
-from pipeline.metrics.sensitivity import check_group
-from pipeline.metrics.subgroups import name_values
+from pipeline.measuring import Measuring
+from pipeline.metrics.evaluation import (
+    AnyEvaluation,
+    Evaluation,
+    SeedsEvaluation,
+    TasksEvaluation,
+    TasksSeedsEvaluation,
+)
+from pipeline.metrics.scoring import mean_over_tasks, seeds_evaluation
+from pipeline.metrics.sensitivity import group_of_task
 from pipeline.process import resolve_device
 from pipeline.runs import seed_runs
 
@@ -48,7 +52,7 @@ class EvaluateConfig:
     subgroup_columns: tuple[str, ...] = ()
     """Each makes a table of scores by its values."""
     sensitivity_of: tuple[str, ...] = ()
-    """Classes that together must not be missed."""
+    """Classes of one task that together must not be missed; `task: class` where several have a class of this name."""
     at_specificity: float = 0.9
     """Share of the other images that must be left alone, in (0, 1]."""
     threshold_from: str = "auto"
@@ -85,13 +89,30 @@ def evaluate(
     """Evaluate a run folder or an exported file on the clean view of every image of its splits.
 
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
+    Of a student of one task: `evaluate_tasks` takes any.
     """
+    found = evaluate_tasks(model, data, config, cache=cache, device=device, workers=workers, scan=scan)
+    if found.is_single:
+        return next(iter(found.tasks.values()))
+    raise RunError(f"{model} answers several tasks: evaluate_tasks measures each of {', '.join(found.tasks)}")
+
+
+def evaluate_tasks(
+    model: str | Path,
+    data: str | Path,
+    config: EvaluateConfig = EvaluateConfig(),
+    *,
+    cache: Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    scan: ScanOptions = ScanOptions(),
+) -> TasksEvaluation:
+    """As `evaluate`, of a student of any number of tasks: each of those that DATA has labels of, and their means."""
     check_arguments(model, data)
     student = load_student(model, resolve_device(device))
-    check_group(config.sensitivity_of, student.card.classes)
+    group_of_task(config.sensitivity_of, student.card.every_task)
     images = scan_like(opened(cache_of(student, cache)), data, scan)
-    answering = Answering(student, images, cache, workers, scan)
-    return _Measuring(answering, config).evaluation(str(model), _notices(student))
+    return _of_tasks(student, model, Measuring(Answering(student, images, cache, workers, scan), config))
 
 
 def evaluate_seeds(
@@ -103,26 +124,32 @@ def evaluate_seeds(
     device: str = "auto",
     workers: int | None = None,
     scan: ScanOptions = ScanOptions(),
-) -> SeedsEvaluation:
+) -> SeedsEvaluation | TasksSeedsEvaluation:
     """Evaluate each run of `train --seeds` alike: mean and standard deviation over the seeds."""
     check_arguments(folder, data)
     students = {path.name: load_student(path, resolve_device(device)) for path in seed_runs(folder)}
-    for student in students.values():
-        check_group(config.sensitivity_of, student.card.classes)
+    tasks = {name: student.card.every_task for name, student in students.items()}
+    if differing := [name for name, of_run in tasks.items() if list(of_run) != list(next(iter(tasks.values())))]:
+        raise RunError(f"{folder}/{differing[0]} answers other tasks than the runs beside it: evaluate each by itself")
+    for of_run in tasks.values():
+        group_of_task(config.sensitivity_of, of_run)
     images = scan_like(opened(cache_of(next(iter(students.values())), cache)), data, scan)
     found = {}
     for name, student in students.items():
         log.info("%s of %d seeds", name, len(students))
-        answering = Answering(student, images, cache, workers, scan)
-        found[name] = _Measuring(answering, config).evaluation(str(Path(folder, name)), _notices(student))
-    return SeedsEvaluation(model=str(folder), seeds=found, spread=spread_over_seeds(list(found.values())))
+        measuring = Measuring(Answering(student, images, cache, workers, scan), config)
+        found[name] = _of_tasks(student, Path(folder, name), measuring)
+    return seeds_evaluation(str(folder), found)
 
 
 def evaluate_any(
     model: str | Path, data: str | Path, config: EvaluateConfig = EvaluateConfig(), **options: Any
-) -> Evaluation | SeedsEvaluation:
-    """`evaluate_seeds` of a folder of several runs, `evaluate` of anything else."""
-    return (evaluate_seeds if seed_runs(model) else evaluate)(model, data, config, **options)
+) -> AnyEvaluation:
+    """`evaluate_seeds` of a folder of several runs, `evaluate_tasks` of anything else; a single task stands alone."""
+    if seed_runs(model):
+        return evaluate_seeds(model, data, config, **options)
+    found = evaluate_tasks(model, data, config, **options)
+    return next(iter(found.tasks.values())) if found.is_single else found
 
 
 def check_arguments(model: str | Path, data: str | Path, verb: str = "evaluate") -> None:
@@ -135,95 +162,12 @@ def check_arguments(model: str | Path, data: str | Path, verb: str = "evaluate")
         raise RunError(f"{model} is no student, and {data} is one: the order is `softlabel {verb} MODEL DATA`")
 
 
-class _Measuring:
-    """One student, and what is asked of it."""
-
-    def __init__(self, answering: Answering, config: EvaluateConfig) -> None:
-        self._answering, self._config = answering, config
-
-    def evaluation(self, model: str, notices: tuple[str, ...]) -> Evaluation:
-        """All that was asked for; what the user got wrong is said before any image is looked at."""
-        answering, config = self._answering, self._config
-        wanted = list(answering.splits) if config.split == "all" else [config.split]
-        chooser = self._chooser()
-        splits = wanted if chooser is None or chooser in wanted else [*wanted, chooser]
-        for split in splits:
-            answering.labels(split)
-        questions = self._questions([sample for split in wanted for sample in answering.samples(split)])
-        answers = {split: answering.answers(split) for split in splits}
-        found = {}
-        for split in wanted:
-            thresholds_from = None if chooser in (None, split) else answers[str(chooser)]
-            found[split] = evaluate_split(answers[split], answering.classes, questions, thresholds_from)
-        leaks = (self._leak(split, questions.group_of) for split in wanted if questions.group_of is not None)
-        said = (*notices, *(leak for leak in leaks if leak))
-        for notice in said:
-            log.info("notice   %s", notice)
-        return Evaluation(model=model, classes=answering.classes, splits=found, notices=said)
-
-    def _leak(self, split: str, group_of: Mapping[bytes, str]) -> str:
-        """What to say where images of a split share their group with one that the student learned from."""
-        learned = self._answering.learned or frozenset()
-        met = {group_of[key] for key in learned if key in group_of}
-        samples = self._answering.samples(split)
-        shared = [sample for sample in samples if sample.key not in learned and group_of[sample.key] in met]
-        if not shared:
-            return ""
-        return (
-            f"{len(shared):,} of {len(samples):,} {split} images share their {self._config.group_column} with one that "
-            f"the student learned from (first: {shared[0].name}): their scores are too good for new ones"
-        )
-
-    def _chooser(self) -> str | None:
-        """The split that chooses the thresholds; None where each chooses its own."""
-        has_val = "val" in self._answering.splits
-        if not self._config.sensitivity_of or self._config.threshold_from == "same":
-            return None
-        if not has_val and self._config.threshold_from == "val":
-            raise DataNotFound(
-                f"--threshold-from val: there is no val split, only {', '.join(self._answering.splits)}; "
-                "--threshold-from same chooses on the images that are measured"
-            )
-        return "val" if has_val else None
-
-    def _questions(self, samples: Sequence[Sample]) -> Questions:
-        config = self._config
-        questions = Questions(
-            n_resamples=config.n_resamples, seed=config.seed,
-            sensitivity_of=config.sensitivity_of, at_specificity=config.at_specificity,
-        )  # fmt: skip
-        if config.csv is None:
-            return questions
-        if config.group_column is not None:
-            _check_known(samples, self._column(config.csv, config.group_column, samples), config)
-            groups = self._column(config.csv, config.group_column, samples, is_required=True)
-            questions = replace(questions, group_of=groups, unit=config.group_column)
-        subgroups = {}
-        for column in config.subgroup_columns:
-            value_of = self._column(config.csv, column, samples)
-            keys = [sample.key for sample in samples]
-            names, order = name_values(column, [value_of.get(key, "") for key in keys])
-            subgroups[column] = (dict(zip(keys, names, strict=True)), order)
-        return replace(questions, subgroups=subgroups)
-
-    def _column(
-        self, csv: Path, column: str, samples: Sequence[Sample], *, is_required: bool = False
-    ) -> dict[bytes, str]:
-        """What the table says of every image; BadSamples where it knows none of these, or not all that it must.
-
-        The images of other splits are looked up, too: a row is not to be taken for the one of a namesake.
-        """
-        keys = {sample.key for sample in samples}
-        found = read_groups(
-            self._answering.every_sample, csv, column, self._config.image_column,
-            required=lambda sample: is_required and sample.key in keys,
-        )  # fmt: skip
-        if not keys & set(found):
-            raise BadSamples(
-                f"{csv} has a {column} for none of the {len(samples):,} images (first: {samples[0].name}): "
-                "is it the table of other images? Is --image-column another one?"
-            )
-        return found
+def _of_tasks(student: Student, model: str | Path, measuring: Measuring) -> TasksEvaluation:
+    tasks, notices = measuring.evaluations(str(model), _notices(student))
+    return TasksEvaluation(
+        model=str(model), tasks=tasks, mean=mean_over_tasks(tasks), notices=notices,
+        is_single=len(student.card.tasks) == 1,
+    )  # fmt: skip
 
 
 def _notices(student: Student) -> tuple[str, ...]:
@@ -237,16 +181,6 @@ def _notices(student: Student) -> tuple[str, ...]:
     return ()
 
 
-def _check_known(samples: Sequence[Sample], found: Mapping[bytes, str], config: EvaluateConfig) -> None:
-    """BadSamples where the table knows no image of a whole split."""
-    known = {sample.split for sample in samples if sample.key in found}
-    if unknown := {sample.split for sample in samples} - known:
-        raise BadSamples(
-            f"{config.csv} has a {config.group_column} for no image of {', '.join(sorted(unknown))}: "
-            f"evaluate --split {min(known)} alone, or name a table of all images"
-        )
-
-
 def _is_cache(path: str | Path) -> bool:
     try:
         with Path(path).open("rb") as file:
@@ -257,4 +191,6 @@ def _is_cache(path: str | Path) -> bool:
 
 def _is_model(path: str | Path) -> bool:
     folder = Path(path)
+    if is_table(path) or is_data_set_file(path):
+        return False
     return folder.is_file() or any((folder / name).exists() for name in ("best.pt", "last.pt")) or bool(seed_runs(path))

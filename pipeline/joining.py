@@ -34,7 +34,7 @@ Groups = Mapping[str, Sequence[Sample]]
 def join(
     reader: CacheReader,
     groups: Groups,
-    data: str,
+    words: Sequence[str],
     tasks: Mapping[str, Sequence[str]],
     *,
     clean: Collection[str] = (),
@@ -45,6 +45,7 @@ def join(
 ) -> dict[str, TeacherTargets]:
     """Every sample of every group (such as train and val) with its place in the cache.
 
+    `words` are DATA and its options, as on the command line, for messages.
     `tasks` are those that are asked about, each with its classes; the targets have all classes that the cache knows in
     them, or with `narrow` these alone, in this order. Without `answered` the logits are not asked for, and the cache
     may know other tasks and classes.
@@ -59,8 +60,8 @@ def join(
     names = {task: matching_task(reader.tasks, task, len(tasks)) for task in tasks}
     problems = [
         *_views(reader),
-        *(_tasks(reader, groups, data, tasks, names, narrow, is_known) if answered else ()),
-        *_images(reader, groups, index_N, data, clean),
+        *(_tasks(reader, groups, words, tasks, names, narrow, is_known) if answered else ()),
+        *_images(reader, groups, index_N, words, clean),
     ]
     damage = _damage(reader, {name for name in names.values() if name}) if verified else None
     if damage and not problems:
@@ -69,7 +70,7 @@ def join(
     if len(problems) == 1:
         raise CacheMismatch(problems[0])
     if problems:
-        raise CacheMismatch(f"{reader.path} and {data} do not fit together:\n{bullet_list(problems)}")
+        raise CacheMismatch(f"{reader.path} and {words[0]} do not fit together:\n{bullet_list(problems)}")
     stored = dict[str, StoredTask]()
     if answered and not narrow:
         tasks = {task: reader.tasks[str(name)] for task, name in names.items()}
@@ -107,12 +108,12 @@ def _damage(reader: CacheReader, tasks: Collection[str]) -> CacheDamaged | None:
 
 
 def _tasks(
-    reader: CacheReader, groups: Groups, data: str, tasks: Mapping[str, Sequence[str]], names: Mapping[str, str | None],
-    narrow: bool, is_known: bool,
+    reader: CacheReader, groups: Groups, words: Sequence[str], tasks: Mapping[str, Sequence[str]],
+    names: Mapping[str, str | None], narrow: bool, is_known: bool,
 ) -> Iterator[str]:  # fmt: skip
     """What the cache lacks of tasks and classes."""
     # A probe needs rows of these images; where there are none, that is said, and what to do then.
-    advice = f": {advice_other_classes(reader, data)}" if is_known else ""
+    advice = f": {advice_other_classes(reader, words)}" if is_known else ""
     if unknown := [task for task in tasks if names[task] is None]:
         there_are = f"it has {_short(list(reader.tasks))}{advice}"
         yield f"{reader.path} does not know the task{'s' * (len(unknown) > 1)} {_short(unknown)}; {there_are}"
@@ -135,19 +136,20 @@ def _short(names: Sequence[str]) -> str:
 
 
 def _images(
-    reader: CacheReader, groups: Groups, index_N: Mapping[str, NDArray[np.int64]], data: str, clean: Collection[str]
-) -> Iterator[str]:
+    reader: CacheReader, groups: Groups, index_N: Mapping[str, NDArray[np.int64]], words: Sequence[str],
+    clean: Collection[str],
+) -> Iterator[str]:  # fmt: skip
     n_samples = sum(map(len, groups.values()))
     missing = [groups[name][at] for name in groups for at in np.flatnonzero(index_N[name] < 0).tolist()]
     unclean = [
         groups[name][at] for name in groups if name in clean
         for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
     ]  # fmt: skip
-    remedy = _extending(reader, data)
+    remedy = _extending(reader, words)
     if missing and len(missing) == n_samples:
         yield (
-            f"{reader.path} knows none of the {n_samples:,} images of {data}: this is another data set, or your copy "
-            f"of the images has other bytes (re-encoded or resized?)"
+            f"{reader.path} knows none of the {n_samples:,} images of {words[0]}: this is another data set, or your "
+            f"copy of the images has other bytes (re-encoded or resized?)"
         )
     elif missing:
         yield (f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): {remedy}")
@@ -155,16 +157,18 @@ def _images(
         yield (f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): {remedy}")
 
 
-def _extending(reader: CacheReader, data: str) -> str:
+def _extending(reader: CacheReader, words: Sequence[str]) -> str:
     """How the cache gets the rows that it lacks."""
     scores = imported_from(reader.manifest)
-    build = ["softlabel", "cache", *(["build"] if scores is None else ["import", scores]), data, "-o"]
+    build = ["softlabel", "cache", *(["build"] if scores is None else ["import", scores]), *words, "-o"]
     if head := derived_by(reader.manifest.identity):
         return (
             f"it was made by `softlabel cache {head}` from another cache: extend that one by "
             f"`{shlex.join([*build, 'PARENT.h5'])}` with the settings it was built with, then {head} it again"
         )
-    remedy = f"run `{shlex.join([*build, str(reader.path)])}` with the settings it was built with"
+    remedy = (
+        f"run `{shlex.join([*build, str(reader.path)])}` with the settings it was built with, which adds only these"
+    )
     if scores is not None:
         remedy += f", if {scores} has their scores; a longer table makes another cache, under another -o"
     return remedy

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -103,15 +104,15 @@ def _check_names(tasks: Tasks) -> None:
         raise SettingError(f"these classes have names that are not UTF-8: {', '.join(wrong)}; rename their folders")
 
 
-def stored_tasks(images: SampleSet, teacher: Teacher) -> tuple[Tasks, dict[str, list[int]]]:
-    """(the tasks that the cache will know, task -> columns of the teacher's logits).
+def stored_tasks(images: SampleSet, known: Sequence[str]) -> tuple[Tasks, dict[str, list[int]]]:
+    """(the tasks that the cache will know, task -> its columns of logits that are of the classes `known`).
 
     A single task has all classes that the teacher knows. So has the cache of a teacher that does not know the tasks.
     """
     tasks = Tasks(images.classes)
-    if len(tasks) == 1 or not set(tasks.outputs) <= set(teacher.classes):
-        return Tasks({FOLDER_TASK: teacher.classes}), {FOLDER_TASK: list(range(len(teacher.classes)))}
-    column = {name: number for number, name in enumerate(teacher.classes)}
+    if len(tasks) == 1 or not set(tasks.outputs) <= set(known):
+        return Tasks({FOLDER_TASK: known}), {FOLDER_TASK: list(range(len(known)))}
+    column = {name: number for number, name in enumerate(known)}
     return tasks, {task: [column[name] for name in tasks.outputs[where]] for task, where in tasks.columns.items()}
 
 
@@ -127,7 +128,7 @@ def feature_shapes(teacher: Teacher, config: BuildConfig) -> FeatureShapes:
 
 def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Manifest:
     """All of it but what is known once rows are computed."""
-    tasks, _ = stored_tasks(images, teacher)
+    tasks, _ = stored_tasks(images, teacher.classes)
     identity = {
         "identity_version": IDENTITY_VERSION,
         "tasks": [{"name": task, "classes": list(names)} for task, names in tasks.items()],

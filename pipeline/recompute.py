@@ -90,7 +90,7 @@ def recompute_rows(
     rows, owners = _choose(reader, samples, str(data), n_rows, seed)
     chosen = [samples[owner] for owner in owners]
     # No label is needed: a cache may know other classes than the images, for the sake of its embeddings.
-    targets = join(reader, {"chosen": chosen}, str(data), images.classes, answered=False)["chosen"]
+    targets = join(reader, {"chosen": chosen}, images.words, images.classes, answered=False)["chosen"]
     model = _load(reader, teacher, resolve_device(device))
     batch_size = _batch_size(reader)
     n_workers = default_workers(model.device) if workers is None else workers

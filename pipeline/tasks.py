@@ -82,9 +82,12 @@ def matching_task(known: Mapping[str, Sequence[str]], task: str, n_tasks: int) -
 
 def label_numbers(samples: Sequence[Sample], tasks: Tasks) -> NDArray[np.int64]:
     """Class of each sample in each task, int64 [N, T]; UNLABELLED where it has none, or one that is not asked about."""
-    numbers = [(task, {name: number for number, name in enumerate(names)}) for task, names in tasks.items()]
-    labels = [[number.get(s.labels.get(task, ""), UNLABELLED) for task, number in numbers] for s in samples]
-    return np.array(labels, np.int64).reshape(len(samples), len(tasks))
+    labels_NT = np.empty((len(samples), len(tasks)), np.int64)
+    for at, (task, names) in enumerate(tasks.items()):
+        number = {name: number for number, name in enumerate(names)}
+        found = (number.get(sample.labels.get(task, ""), UNLABELLED) for sample in samples)
+        labels_NT[:, at] = np.fromiter(found, np.int64, len(samples))
+    return labels_NT
 
 
 def label_bytes(sample: Sample, tasks: Mapping[str, Sequence[str]]) -> bytes:

@@ -112,7 +112,7 @@ def train(
         if previous is None:
             if config.teacher and not anyway:
                 for of_task in worth.values():
-                    check_teacher(of_task, reader, cache, data)
+                    check_teacher(of_task, reader, cache, images.words)
             stack.enter_context(run.held())
             _check_new(run)  # another process may have begun and ended one meanwhile
         else:
@@ -136,8 +136,8 @@ class _Training:
         self._run, self._config, self._device, self._reader = run, config, device, reader
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
-            reader, {"train": learners, "val": validators}, str(images.root), images.classes,
-            clean=["val"], skip_bad_images=skip_bad_images, verified=True,
+            reader, {"train": learners, "val": validators}, images.words, images.classes,
+            narrow=images.is_narrowed, clean=["val"], skip_bad_images=skip_bad_images, verified=True,
         )  # fmt: skip
         check_left(targets, images)
         self._lessons = Lessons(targets["train"], config)

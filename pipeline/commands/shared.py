@@ -75,7 +75,7 @@ def data_options(command: Command | None = None, *, beside: tuple[str, ...] = ()
         if given["fold"] is not None and "folds" in beside:
             given["folds"] = options["folds"]
         cache = user_cache_path("softlabel", appauthor=False)
-        scan = ScanOptions(**given, memo=cache / "keys", downloads=cache / "data")
+        scan = ScanOptions(**given, memo=cache / "hashes.sqlite", downloads=cache / "data")
         return inner(*args, scan=scan, **options)
 
     flags = [option for name, option in _DATA_OPTIONS.items() if name not in beside]
@@ -90,21 +90,26 @@ def share_table(
     It is the images' table where their labels, splits or groups are named, and with `alone` where the command has
     no columns of its own to read from it.
     """
-    from data.sources import described, is_data_set_file, is_download, is_table
+    from data.sources import described, is_data_set_file, is_download, is_table, look_for
 
     named = {name: settings[name] for name in ("csv", "image_column", "group_column") if settings.get(name)}
-    of_images = bool(scan.columns) or (alone and not has_columns)
-    if is_download(data) or is_table(data) or is_data_set_file(data):
-        scan = dataclasses.replace(scan, **{name: value for name, value in named.items() if name != "csv"})
-        if "csv" not in named and not is_download(data):
-            known = described(data, scan).options
-            own = (known.csv, known.image_column) if has_columns else (None, None)
-            return scan, {**settings, "csv": own[0], "image_column": own[1]}
-    elif "csv" in named and of_images:
+    nothing = {**settings, "csv": None, "image_column": None}
+    if "csv" in named:
+        settings = {**settings, "csv": look_for(named["csv"], data)}
+        if not scan.columns and (has_columns or not alone):
+            return scan, settings
         scan = dataclasses.replace(scan, **named)
         if not has_columns:
-            return scan, {**settings, "csv": None, "image_column": None}
-    return scan, settings
+            return scan, nothing
+        beside = scan.csv if is_table(data) or is_download(data) else described(data, scan).options.csv
+        return scan, {**settings, "csv": beside}
+    if not is_download(data) and not is_table(data) and not is_data_set_file(data):
+        return scan, settings
+    scan = dataclasses.replace(scan, **named)
+    if is_download(data) or not has_columns:
+        return scan, nothing
+    known = described(data, scan).options
+    return scan, {**settings, "csv": known.csv, "image_column": known.image_column}
 
 
 def names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:

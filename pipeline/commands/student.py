@@ -30,13 +30,17 @@ def export(run_folder: Path, out: Path, budget_mb: float) -> None:
 @click.argument("images", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 def predict(model: Path, images: tuple[Path, ...], device: str) -> None:
-    """Class probabilities of image files, as CSV, by a run folder or an exported file."""
+    """Class probabilities of image files, as CSV, by a run folder or an exported file.
+
+    Of several tasks there is a column of classes for each, and a probability for each `task: class`.
+    """
     import csv
 
     from pipeline.predict import predict as run_prediction
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     predictions = run_prediction(model, images, device=device)
-    writer.writerow(["image", "label", *predictions[0].probabilities])
+    first = predictions[0]
+    writer.writerow(["image", *(first.labels if len(first.labels) > 1 else ["label"]), *first.probabilities])
     for found in predictions:
-        writer.writerow([found.path, found.label, *(f"{p:.4f}" for p in found.probabilities.values())])
+        writer.writerow([found.path, *found.labels.values(), *(f"{p:.4f}" for p in found.probabilities.values())])

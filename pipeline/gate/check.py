@@ -5,6 +5,7 @@ Computes no number (`pipeline.gate.report` does). Run: softlabel cache info t.h5
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cache import CacheReader
@@ -74,7 +75,7 @@ def long_lines(report: TeacherReport) -> list[str]:
     return lines
 
 
-def check_teacher(report: TeacherReport, reader: CacheReader, cache: str | Path, data: str | Path) -> None:
+def check_teacher(report: TeacherReport, reader: CacheReader, cache: str | Path, words: Sequence[str]) -> None:
     """WeakTeacher, with what to do, where nobody should learn from these answers; `cache` is the name for people."""
     anyway = "To train on it as it is: --anyway; without it: --no-teacher"
     if report.verdict.renaming:
@@ -85,7 +86,7 @@ def check_teacher(report: TeacherReport, reader: CacheReader, cache: str | Path,
     if report.verdict.is_near_chance:
         raise WeakTeacher(
             f"{cache}: {chance_text(report)}\nA student may learn noise from it. "
-            f"{advice_near_chance(reader, str(cache), str(data))}\n{anyway}"
+            f"{advice_near_chance(reader, str(cache), words)}\n{anyway}"
         )
 
 

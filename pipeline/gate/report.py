@@ -136,7 +136,7 @@ def reports_on(cache: str | Path, data: str | Path, split: str | None, scan: Sca
         known = reader.find([sample.key for sample in train]) >= 0
         groups["train"] = [sample for sample, is_known in zip(train, known, strict=True) if is_known]
     targets = join(
-        reader, groups, str(data), images.classes, clean=[split], skip_bad_images=scan.skip_bad_images, verified=True
+        reader, groups, images.words, images.classes, clean=[split], skip_bad_images=scan.skip_bad_images, verified=True
     )
     if not (targets[split].labels_NT != UNLABELLED).any():
         raise BadSamples(f"{data} has no image with a label in split '{split}' that can be decoded: replace them")

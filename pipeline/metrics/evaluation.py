@@ -141,6 +141,64 @@ class SeedsEvaluation:
         return seeds_table(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskMeans:
+    """One split's scores, each the mean over the tasks; None where a task has none."""
+
+    student: dict[str, float | None]
+    """Score of RETAINED -> mean."""
+    teacher: dict[str, float | None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksEvaluation:
+    """One student in each task that it was asked about."""
+
+    model: str
+    tasks: dict[str, Evaluation]
+    mean: dict[str, TaskMeans]
+    """Split -> means over the tasks; splits in which a task has no labels are absent."""
+    notices: tuple[str, ...] = ()
+    """What concerns all tasks."""
+    is_single: bool = False
+    """Whether the student has one task alone."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        tasks = {task: one.to_dict() for task, one in self.tasks.items()}
+        return {"model": self.model, "notices": list(self.notices), "tasks": tasks, "mean": _plain(self.mean)}
+
+    def to_table(self) -> str:
+        """For people: the table of each task, then the means."""
+        from pipeline.metrics.tables import tasks_table
+
+        return tasks_table(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksSeedsEvaluation:
+    """The students of several seeds in each task that they were asked about."""
+
+    model: str
+    tasks: dict[str, SeedsEvaluation]
+    mean: dict[str, dict[str, Spread]]
+    """Split -> score of RETAINED, the mean over the tasks -> over seeds."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        tasks = {task: one.to_dict() for task, one in self.tasks.items()}
+        return {"model": self.model, "tasks": tasks, "mean": _plain(self.mean)}
+
+    def to_table(self) -> str:
+        """For people: the table of each task, then the means."""
+        from pipeline.metrics.tables import tasks_seeds_table
+
+        return tasks_seeds_table(self)
+
+
+AnyEvaluation = Evaluation | SeedsEvaluation | TasksEvaluation | TasksSeedsEvaluation
+
+
 def _plain(value: Any) -> Any:
     """Dataclasses, tuples and mappings as what JSON has; the metrics of a model stand among its other scores."""
     if isinstance(value, ModelScores):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,22 @@ from typing import Any
 from cache import durable
 from pipeline.errors import OutputExists
 from pipeline.metrics.bootstrap import Interval
-from pipeline.metrics.evaluation import Answers, Evaluation, SeedsEvaluation, SplitEvaluation
+from pipeline.metrics.evaluation import (
+    Answers,
+    AnyEvaluation,
+    Evaluation,
+    SeedsEvaluation,
+    SplitEvaluation,
+    Spread,
+    TasksEvaluation,
+    TasksSeedsEvaluation,
+)
 from pipeline.metrics.figures import confusion_figure, png, reliability_figure
 from pipeline.metrics.full import PER_CLASS, probabilities
 from pipeline.metrics.subgroups import SCORES
 from pipeline.outputs import check_output_folder
+
+_LONGEST_FOLDER_NAME = 80
 
 
 def check_new_folder(out: str | Path) -> None:
@@ -31,10 +43,11 @@ def check_new_folder(out: str | Path) -> None:
         raise OutputExists(f"{out} is not empty: choose another -o, or delete it")
 
 
-def write_evaluation(out: str | Path, evaluation: Evaluation | SeedsEvaluation) -> None:
+def write_evaluation(out: str | Path, evaluation: AnyEvaluation) -> None:
     """Write FOLDER/<split>/*, with several seeds FOLDER/<seed>/<split>/*, and the whole as FOLDER/metrics.json.
 
-    The folder appears when it is whole. OutputExists where it is not empty.
+    Of several tasks all but the last in FOLDER/<task>. The folder appears when it is whole. OutputExists where it is
+    not empty.
     """
     check_new_folder(out)
     final = Path(out).absolute()
@@ -42,12 +55,15 @@ def write_evaluation(out: str | Path, evaluation: Evaluation | SeedsEvaluation) 
     try:
         with durable.disk_errors(final, 1):
             unfinished.mkdir(parents=True)
-        if isinstance(evaluation, SeedsEvaluation):
-            for name, one in evaluation.seeds.items():
-                _write_splits(unfinished / name, one)
-            durable.write_atomic(unfinished / "seeds.csv", _seeds_csv(evaluation))
+        if isinstance(evaluation, TasksEvaluation | TasksSeedsEvaluation):
+            names = folder_names(evaluation.tasks)
+            for task, of_task in evaluation.tasks.items():
+                _write_task(unfinished / names[task], of_task)
         else:
-            _write_splits(unfinished, evaluation)
+            _write_task(unfinished, evaluation)
+        if isinstance(evaluation, TasksSeedsEvaluation):
+            seeds = next(iter(evaluation.tasks.values())).seeds
+            durable.write_atomic(unfinished / "seeds.csv", _seeds_csv(evaluation.mean, seeds))
         durable.write_atomic(unfinished / "metrics.json", json_bytes(evaluation.to_dict()))
         with durable.disk_errors(final, 1):
             with suppress(FileNotFoundError):
@@ -60,6 +76,26 @@ def write_evaluation(out: str | Path, evaluation: Evaluation | SeedsEvaluation) 
 def json_bytes(value: Any) -> bytes:
     """JSON text that every reader takes: no NaN."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def folder_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Task -> a folder's name on any system, each another one: letters, digits, blanks and - of it, _ for others."""
+    found = dict[str, str]()
+    for task in tasks:
+        name = re.sub(r"[^\w -]", "_", task).strip()[:_LONGEST_FOLDER_NAME] or "_"
+        while name.casefold() in {other.casefold() for other in found.values()}:
+            name += "_"
+        found[task] = name
+    return found
+
+
+def _write_task(folder: Path, evaluation: Evaluation | SeedsEvaluation) -> None:
+    if not isinstance(evaluation, SeedsEvaluation):
+        _write_splits(folder, evaluation)
+        return
+    for name, one in evaluation.seeds.items():
+        _write_splits(folder / name, one)
+    durable.write_atomic(folder / "seeds.csv", _seeds_csv(evaluation.spread, evaluation.seeds))
 
 
 def _write_splits(folder: Path, evaluation: Evaluation) -> None:
@@ -119,9 +155,9 @@ def _subgroups_csv(split: SplitEvaluation) -> bytes:
     return _csv(rows)
 
 
-def _seeds_csv(evaluation: SeedsEvaluation) -> bytes:
-    rows: list[list[Any]] = [["split", "score", "mean", "std", *evaluation.seeds]]
-    for split, scores in evaluation.spread.items():
+def _seeds_csv(spread: Mapping[str, Mapping[str, Spread]], seeds: Iterable[str]) -> bytes:
+    rows: list[list[Any]] = [["split", "score", "mean", "std", *seeds]]
+    for split, scores in spread.items():
         for score, found in scores.items():
             rows.append([split, score, _cell(found.mean), _cell(found.std), *map(_cell, found.values)])
     return _csv(rows)

@@ -25,7 +25,18 @@ from pipeline.metrics.bootstrap import (
     weighted_scores,
 )  # fmt: skip
 from pipeline.metrics.classification import agreement
-from pipeline.metrics.evaluation import RETAINED, Answers, Evaluation, ModelScores, SplitEvaluation, Spread
+from pipeline.metrics.evaluation import (
+    RETAINED,
+    Answers,
+    Evaluation,
+    ModelScores,
+    SeedsEvaluation,
+    SplitEvaluation,
+    Spread,
+    TaskMeans,
+    TasksEvaluation,
+    TasksSeedsEvaluation,
+)
 from pipeline.metrics.full import HEADLINE, full_metrics
 from pipeline.metrics.sensitivity import Group, operating_point
 from pipeline.metrics.subgroups import subgroup_table
@@ -79,14 +90,49 @@ def evaluate_split(
     )  # fmt: skip
 
 
+def mean_over_tasks(tasks: Mapping[str, Evaluation]) -> dict[str, TaskMeans]:
+    """Split -> means over the tasks, of the splits in which all of them are measured."""
+    evaluations = list(tasks.values())
+    found = {}
+    for name in (name for name in evaluations[0].splits if all(name in one.splits for one in evaluations)):
+        splits = [one.splits[name] for one in evaluations]
+        teachers = [split.teacher for split in splits if split.teacher]
+        found[name] = TaskMeans(
+            student=_means([split.student for split in splits]),
+            teacher=_means(teachers) if len(teachers) == len(splits) else None,
+        )
+    return found
+
+
+def _means(models: Sequence[ModelScores]) -> dict[str, float | None]:
+    values = {name: [getattr(one.metrics, name) for one in models] for name in RETAINED}
+    return {name: None if None in of_tasks else statistics.fmean(of_tasks) for name, of_tasks in values.items()}
+
+
+def seeds_evaluation(model: str, seeds: Mapping[str, TasksEvaluation]) -> SeedsEvaluation | TasksSeedsEvaluation:
+    """The evaluations of several seeds with their spread, for each task and for the means over them."""
+    first = next(iter(seeds.values()))
+    tasks = {}
+    for task in (task for task in first.tasks if all(task in one.tasks for one in seeds.values())):
+        of_task = {name: one.tasks[task] for name, one in seeds.items()}
+        tasks[task] = SeedsEvaluation(model=model, seeds=of_task, spread=spread_over_seeds(list(of_task.values())))
+    if first.is_single:
+        return next(iter(tasks.values()))
+    means = [{split: means.student for split, means in one.mean.items()} for one in seeds.values()]
+    return TasksSeedsEvaluation(model=model, tasks=tasks, mean=_spreads(means))
+
+
 def spread_over_seeds(seeds: Sequence[Evaluation]) -> dict[str, dict[str, Spread]]:
     """Split -> score -> mean and standard deviation over the seeds, where all of them have it."""
+    return _spreads([{name: _spread_scores(split) for name, split in one.splits.items()} for one in seeds])
+
+
+def _spreads(seeds: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, Spread]]:
     found: dict[str, dict[str, Spread]] = {}
-    for split in (name for name in seeds[0].splits if all(name in one.splits for one in seeds)):
-        of_seeds = [_spread_scores(one.splits[split]) for one in seeds]
+    for split in (name for name in seeds[0] if all(name in one for one in seeds)):
         found[split] = {}
-        for score in of_seeds[0]:
-            values = tuple(value for scores in of_seeds if (value := scores.get(score)) is not None)
+        for score in seeds[0][split]:
+            values = tuple(value for one in seeds if (value := one[split].get(score)) is not None)
             if len(values) == len(seeds):
                 std = statistics.stdev(values) if len(values) > 1 else None
                 found[split][score] = Spread(statistics.fmean(values), std, values)

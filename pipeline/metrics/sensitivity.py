@@ -8,7 +8,7 @@ N samples, C classes, K resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,32 @@ class Group:
         if self.is_positive_N.all():
             return None
         return float(_thresholds(self, specificity, np.ones((len(self.score_N), 1)))[0])
+
+
+def group_of_task(group: Sequence[str], tasks: Mapping[str, Sequence[str]]) -> tuple[str, tuple[str, ...]]:
+    """(the task that knows all these classes, the classes), both empty for no group; SettingError where none does.
+
+    Of several tasks a class may be called `task: class`, and must be where another task knows it, too.
+    """
+    if not group:
+        return "", ()
+    in_words_of = {
+        task: tuple(name if name in classes else name.removeprefix(f"{task}: ") for name in group)
+        for task, classes in tasks.items()
+    }
+    found = {task: own for task, own in in_words_of.items() if len(tasks) == 1 or set(own) <= set(tasks[task])}
+    if len(found) == 1:
+        ((task, own),) = found.items()
+        check_group(own, tasks[task])
+        return task, own
+    asked = ", ".join(f"'{name}'" for name in group)
+    if found:
+        first = next(iter(found))
+        raise SettingError(
+            f"--sensitivity-of: {' and '.join(found)} both know {asked}: say which, such as '{first}: {group[0]}'"
+        )
+    there_are = "; ".join(f"{task}: {', '.join(classes)}" for task, classes in tasks.items())
+    raise SettingError(f"--sensitivity-of: no task knows all of {asked}. The tasks and their classes: {there_are}")
 
 
 def check_group(group: Sequence[str], classes: Sequence[str]) -> None:

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 
 from cache.errors import printable
 from pipeline.metrics.bootstrap import Interval
-from pipeline.metrics.evaluation import Evaluation, ModelScores, SeedsEvaluation, SplitEvaluation, Spread
+from pipeline.metrics.evaluation import (
+    Evaluation,
+    ModelScores,
+    SeedsEvaluation,
+    SplitEvaluation,
+    Spread,
+    TasksEvaluation,
+    TasksSeedsEvaluation,
+)
 from pipeline.metrics.full import HEADLINE, PER_CLASS
 from pipeline.metrics.sensitivity import OperatingPoint
 from pipeline.metrics.subgroups import MIN_IMAGES, SCORES, Subgroup
@@ -41,6 +49,36 @@ def seeds_table(evaluation: SeedsEvaluation) -> str:
         ]  # fmt: skip
         lines += _columns([("", "mean +- std", "teacher", "seeds"), *rows])
     return "\n".join(map(printable, lines))
+
+
+def tasks_table(evaluation: TasksEvaluation) -> str:
+    """The table of each task under its name, then the means over the tasks."""
+    blocks = [f"{_title(task)}\n\n{evaluation_table(one)}" for task, one in evaluation.tasks.items()]
+    lines = [_title(f"mean over {', '.join(evaluation.tasks)}")]
+    for split, means in evaluation.mean.items():
+        rows = [(split, "student", *(("teacher",) if means.teacher else ()))]
+        for score, mine in means.student.items():
+            rows.append((HEADLINE[score], _number(mine), *((_number(means.teacher[score]),) if means.teacher else ())))
+        lines += ["", *map(printable, _columns(rows))]
+    return "\n\n\n".join([*blocks, *(["\n".join(lines)] if evaluation.mean else [])])
+
+
+def tasks_seeds_table(evaluation: TasksSeedsEvaluation) -> str:
+    """The spread of each task under its name, then that of the means over the tasks."""
+    blocks = [f"{_title(task)}\n\n{seeds_table(one)}" for task, one in evaluation.tasks.items()]
+    lines = [_title(f"mean over {', '.join(evaluation.tasks)}")]
+    for split, spread in evaluation.mean.items():
+        rows = [
+            (HEADLINE[score], _spread(found), "  ".join(f"{value:.3f}" for value in found.values))
+            for score, found in spread.items()
+        ]
+        lines += ["", *map(printable, _columns([(split, "mean +- std", "seeds"), *rows]))]
+    return "\n\n\n".join([*blocks, *(["\n".join(lines)] if evaluation.mean else [])])
+
+
+def _title(text: str) -> str:
+    text = printable(text)
+    return f"{text}\n{'=' * len(text)}"
 
 
 def split_lines(split: SplitEvaluation, classes: Sequence[str]) -> list[str]:

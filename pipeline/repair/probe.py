@@ -115,7 +115,7 @@ def probe_cache(
     images.of_split("train")
     splits = {split: images.of_split(split) for split in images.splits}
     joined = join(
-        reader, splits, str(data), images.classes,
+        reader, splits, images.words, images.classes,
         answered=False, clean=images.splits, skip_bad_images=scan.skip_bad_images,
     )  # fmt: skip
     joined["train"] = _once_each(joined["train"])

@@ -181,7 +181,7 @@ def _labelled(reader: CacheReader, data: str | Path, scan: ScanOptions) -> tuple
     images = scan_like(reader, data, scan)
     splits = {split: images.of_split(split) for split in images.splits}
     joined = join(
-        reader, splits, str(data), images.classes,
+        reader, splits, images.words, images.classes,
         answered=False, clean=images.splits, skip_bad_images=scan.skip_bad_images,
     )  # fmt: skip
     return {split: targets for split, targets in joined.items() if targets.samples}, Tasks(images.classes)

@@ -6,7 +6,7 @@ Loads no torch: `softlabel cache info FILE` asks here, too.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cache import CacheReader
@@ -41,8 +41,8 @@ def without_embeddings(reader: CacheReader) -> str:
     return f"{found}build it anew with --embedding"
 
 
-def advice_near_chance(reader: CacheReader, cache: str, data: str) -> str:
-    """What to try where the answers of `cache` tell nothing of the images in `data`: only what can be done."""
+def advice_near_chance(reader: CacheReader, cache: str, words: Sequence[str]) -> str:
+    """What to try where the answers of `cache` tell nothing of the images of DATA, whose words these are."""
     file, head = shlex.quote(cache), derived_by(reader.manifest.identity)
     ideas, commands = ["Look at its class names"], [f"softlabel cache info {file}"]
     if takes_prompts(reader) and head != PROBE:
@@ -50,7 +50,7 @@ def advice_near_chance(reader: CacheReader, cache: str, data: str) -> str:
         commands += _reheading(reader, file)
     if EMBEDDING in reader.features and head != PROBE:
         ideas.append("fit a head to its embeddings")
-        commands.append(f"softlabel cache probe {file} {shlex.quote(data)} -o probe.h5")
+        commands.append(f"softlabel cache probe {file} {shlex.join(words)} -o probe.h5")
     elif head == PROBE:
         ideas = ["Its embeddings were probed already: look at their teacher", "take another one"]
     else:
@@ -76,10 +76,10 @@ def advice_renamed(reader: CacheReader, cache: str) -> str:
     return f"{see}put the prompts file right, and then\n  {commands[0]}\nor build the cache anew."
 
 
-def advice_other_classes(reader: CacheReader, data: str) -> str:
-    """What to do with a cache that does not know the classes of `data`."""
+def advice_other_classes(reader: CacheReader, words: Sequence[str]) -> str:
+    """What to do with a cache that does not know the classes of DATA, whose words these are."""
     if EMBEDDING in reader.features:
-        command = shlex.join(["softlabel", "cache", "probe", str(reader.path), data, "-o", "probe.h5"])
+        command = shlex.join(["softlabel", "cache", "probe", str(reader.path), *words, "-o", "probe.h5"])
         return f"its embeddings can learn them: `{command}`"
     return "rename the folders, or choose another teacher"
 

@@ -1,6 +1,7 @@
 """The end of a training: the best student's answers to the validation images, the verdicts on the run, its report.
 
 Trains nothing; everything it writes follows from the run folder. Run: softlabel train DATA t.h5 -o RUN
+N samples, T tasks, C classes of one, K columns of all.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.samples import Sample
 from pipeline.gate.report import TeacherReport
 from pipeline.inference import load_student
+from pipeline.losses.distillation import UNLABELLED
 from pipeline.metrics.evaluation import Answers
 from pipeline.report.content import ReportContent
 from pipeline.report.page import write_report
@@ -24,7 +27,7 @@ from pipeline.torchscript import StudentCard
 from pipeline.training.config import TrainConfig
 from pipeline.training.facts import StudentNumbers, teacher_numbers
 from pipeline.training.validation import Validator
-from pipeline.training.verdicts import Verdict, verdicts
+from pipeline.training.verdicts import Verdict, verdicts_on
 
 REPORT_NAME = "report.html"
 
@@ -53,27 +56,38 @@ def close(run: FinishedRun, check_interrupt: Callable[[], None], *, report: bool
     config, val = run.config, run.validate.targets
     best = run.validate(load_student(run.folder.path, run.device).module, check_interrupt)
     settings = dataclasses.asdict(config)
-    teacher = None
-    if config.teacher:
-        teacher = teacher_numbers(
-            run.teachers[run.card.every_task.only], val, run.train, settings, teacher_parameters(val.reader)
-        )
-    student = StudentNumbers(metrics=best.tasks[run.card.every_task.only].metrics, n_parameters=run.n_parameters)
-    found = verdicts(run.rows, settings, teacher, student)
+    n_teacher = teacher_parameters(val.reader)
+    teachers = {
+        task: teacher_numbers(one, val.of_task(task), run.train.of_task(task), settings, n_teacher)
+        for task, one in run.teachers.items()
+    } if config.teacher else {}  # fmt: skip
+    students = {
+        task: StudentNumbers(metrics=one.metrics, n_parameters=run.n_parameters) for task, one in best.tasks.items()
+    }
+    found = verdicts_on(run.card.tasks, run.rows, settings, teachers, students)
     if not report:
         return found
-    learned = {sample.key for sample in run.learned}
-    answers = Answers(
-        split="val", source="", names=tuple(sample.name for sample in val.samples),
-        keys=tuple(sample.key for sample in val.samples), labels_N=val.labels_N, student_NC=best.logits_NK,
-        teacher_NC=run.validate.teacher_NK, learned_N=np.array([sample.key in learned for sample in val.samples]),
-        teacher_seen_N=val.seen(val.clean_rows()),
-    )  # fmt: skip
     content = ReportContent(
-        name=run.folder.path.absolute().name, rows=run.rows, settings=settings, classes=run.card.classes,
+        name=run.folder.path.absolute().name, rows=run.rows, settings=settings, tasks=run.card.every_task,
         verdicts=found, ids={name: value for name, value in run.ids.items() if value}, teacher=run.card.teacher,
         n_parameters=run.n_parameters, exported_bytes=run.artefact_bytes,
-        teacher_parameters=None if teacher is None else teacher.n_parameters, answers=answers,
+        teacher_parameters=n_teacher if teachers else None, answers=_answers(run, best.logits_NK),
     )  # fmt: skip
     write_report(run.folder.path / REPORT_NAME, content)
+    return found
+
+
+def _answers(run: FinishedRun, student_NK: NDArray[np.float32]) -> dict[str, Answers]:
+    """Task -> what both say of the validation images that have a label in it."""
+    val, learned = run.validate.targets, {sample.key for sample in run.learned}
+    seen_N, found = val.seen(val.clean_rows()), {}
+    for number, (task, columns) in enumerate(run.card.every_task.columns.items()):
+        labelled = np.flatnonzero(val.labels_NT[:, number] != UNLABELLED)
+        samples = [val.samples[at] for at in labelled.tolist()]
+        found[task] = Answers(
+            split="val", source="", names=tuple(sample.name for sample in samples),
+            keys=tuple(sample.key for sample in samples), labels_N=val.labels_NT[labelled, number],
+            student_NC=student_NK[labelled, columns], teacher_NC=run.validate.teacher_NK[labelled, columns],
+            learned_N=np.array([sample.key in learned for sample in samples]), teacher_seen_N=seen_N[labelled],
+        )  # fmt: skip
     return found

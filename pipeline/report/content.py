@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.evaluation import Answers
 from pipeline.metrics.full import probabilities
+from pipeline.tasks import Tasks
 from pipeline.training.verdicts import Verdict
 
 N_SHOWN = 8
@@ -30,7 +31,7 @@ class ReportContent:
     """Of metrics.csv, numbers or None; at least one."""
     settings: Mapping[str, Any]
     """Of config.json."""
-    classes: tuple[str, ...]
+    tasks: Tasks
     verdicts: Sequence[Verdict] = ()
     ids: Mapping[str, str] = field(default_factory=dict)
     """What the run depends on beside its settings, such as the cache's id: name -> value."""
@@ -39,10 +40,10 @@ class ReportContent:
     n_parameters: int | None = None
     exported_bytes: int | None = None
     teacher_parameters: int | None = None
-    answers: Answers | None = None
-    """What student and teacher say of a split; None shows curves and settings alone."""
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    """Task -> what student and teacher say of a split; without any there are curves and settings alone."""
     pictures: Mapping[bytes, bytes] = field(default_factory=dict)
-    """Content key -> JPEG, of the images that `shown_samples` chooses; whoever gives any has agreed to share them."""
+    """Content key -> JPEG, of the images that `shown_samples` chooses in any task; whoever gives any agreed to that."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Plot:
     is_share: bool = False
 
 
-def plots_of(settings: Mapping[str, Any]) -> tuple[Plot, ...]:
+def plots_of(settings: Mapping[str, Any], tasks: Sequence[str] = ()) -> tuple[Plot, ...]:
     """What is drawn of a run with these settings, where it has the first line's values."""
     train, val = (TRAIN, "--"), (STUDENT, "-")
     alpha = settings.get("alpha", 1.0) if settings.get("teacher", True) else 1.0
@@ -63,6 +63,13 @@ def plots_of(settings: Mapping[str, Any]) -> tuple[Plot, ...]:
             Line("loss_soft", f"{1 - alpha:g} x soft", TEACHER, "-", 1 - alpha),
         ), "nats"),
     ]  # fmt: skip
+    styles = [(colour, style) for style in ("-", "--", ":") for colour in (STUDENT, INK, TRAIN)]
+    several = [] if len(tasks) < 2 else [
+        Plot("Validation macro F1 of each task", tuple(
+            Line(f"{task}/val_macro_f1", _short(task), *styles[number % len(styles)])
+            for number, task in enumerate(tasks)
+        ), is_share=True),
+    ]  # fmt: skip
     return (
         Plot("Hard loss", (Line("loss_hard", "train", *train), Line("val_loss", "validation", *val)), "nats"),
         *soft,
@@ -70,6 +77,7 @@ def plots_of(settings: Mapping[str, Any]) -> tuple[Plot, ...]:
             Line("val_accuracy", "accuracy", TRAIN, ":"), Line("val_balanced_accuracy", "balanced accuracy", INK, "--"),
             Line("val_macro_f1", "macro F1", *val),
         ), is_share=True),
+        *several,
         Plot("Accuracy", (
             Line("train_accuracy", "train views", *train), Line("val_accuracy", "validation", *val),
         ), is_share=True),
@@ -83,11 +91,15 @@ def plots_of(settings: Mapping[str, Any]) -> tuple[Plot, ...]:
 
 
 def curves(
-    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], best_epoch: int, teacher_f1: float | None
-) -> list[tuple[str, str]]:
-    """(title, SVG) of each plot that the rows have values for; a temperature that never changes is no curve."""
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], best_epoch: int, teacher_f1: float | None,
+    tasks: Sequence[str] = (),
+) -> list[tuple[str, str]]:  # fmt: skip
+    """(title, SVG) of each plot that the rows have values for; a temperature that never changes is no curve.
+
+    Of several `tasks` these are curves of their means, and one of the macro F1 of each.
+    """
     found = []
-    for number, plot in enumerate(plots_of(settings)):
+    for number, plot in enumerate(plots_of(settings, tasks)):
         lines = [(line, _column(rows, line)) for line in plot.lines]
         if not np.isfinite(lines[0][1]).any() or (plot.title == "Temperature" and np.unique(lines[0][1]).size < 2):
             continue
@@ -142,8 +154,8 @@ def _legend(axes: Axes, where: Literal["best", "lower right"] = "best") -> None:
     axes.legend(loc=where, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
 
 
-def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) -> str:
-    """The confusion matrix [C, C], rows true: darker is a larger share of the true class."""
+def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...], name: str = "confusion") -> str:
+    """The confusion matrix [C, C], rows true: darker is a larger share of the true class; `name` as for `to_svg`."""
     counts = np.array(confusion)
     n_classes, names = len(counts), [_short(name) for name in classes]
     is_counted = n_classes <= MAX_COUNTED
@@ -168,7 +180,7 @@ def confusion_svg(confusion: Sequence[Sequence[int]], classes: tuple[str, ...]) 
         axes.set_ylabel("true", color=FAINT)
         return figure
 
-    return to_svg(draw, "confusion")
+    return to_svg(draw, name)
 
 
 def _fill_cells(axes: Axes, shares: NDArray[np.float64], most: float) -> None:
@@ -193,7 +205,9 @@ def _short(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[: half - 1].rstrip()}…{name[-half:].lstrip()}"
 
 
-def reliability_svg(student: Sequence[CalibrationBin], teacher: Sequence[CalibrationBin] | None) -> str:
+def reliability_svg(
+    student: Sequence[CalibrationBin], teacher: Sequence[CalibrationBin] | None, name: str = "reliability"
+) -> str:
     """Accuracy over confidence of the student's bins, the teacher's beside; a dot's area is its share of images."""
 
     def draw() -> Figure:
@@ -216,4 +230,4 @@ def reliability_svg(student: Sequence[CalibrationBin], teacher: Sequence[Calibra
         _legend(axes, "lower right")
         return figure
 
-    return to_svg(draw, "reliability")
+    return to_svg(draw, name)

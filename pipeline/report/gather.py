@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.answers import Answering, cache_of
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
 from pipeline.evaluate import check_arguments
-from pipeline.gate.report import teacher_report
+from pipeline.gate.report import teacher_reports
 from pipeline.inference import Student, load_student
 from pipeline.joining import join
 from pipeline.metrics import classification_metrics
@@ -36,7 +37,7 @@ from pipeline.report.content import ReportContent, shown_samples
 from pipeline.runs import seed_runs
 from pipeline.targets import teacher_parameters
 from pipeline.training.facts import StudentNumbers, TeacherNumbers, teacher_numbers
-from pipeline.training.verdicts import verdicts
+from pipeline.training.verdicts import verdicts_on
 
 log = logging.getLogger(__name__)
 
@@ -67,26 +68,29 @@ def gather(
     assert student.run is not None
     best = student.run.load_best()
     card, ids = best.card, best.ids
-    answers, teacher, numbers, pictures = None, None, None, dict[bytes, bytes]()
+    answers, pictures = dict[str, Answers](), dict[bytes, bytes]()
+    teachers, students = dict[str, TeacherNumbers](), dict[str, StudentNumbers]()
     if data is not None:
         images = scan_like(opened(cache_of(student, cache)), data, scan)
         answering = Answering(student, images, cache, workers, scan)
         answers = answering.answers(split)
-        numbers = _student_numbers(student, answers, answering)
-        teacher = _teacher_numbers(student, answering, str(data), cache, settings)
+        for notice in answering.notices([split]).values():
+            log.info("notice   %s", notice)
+        students = _student_numbers(student, split, answers, answering)
+        teachers = _teacher_numbers(student, answering, images.words, cache, settings)
         if with_images:
             pictures = take_pictures(answers, answering.samples(split), card.geometry)
     return ReportContent(
         name=Path(run).absolute().name,
         rows=rows,
         settings={name: value for name, value in settings.items() if name != "cache"},
-        classes=card.classes,
-        verdicts=verdicts(rows, settings, teacher, numbers),
+        tasks=card.every_task,
+        verdicts=verdicts_on(card.tasks, rows, settings, teachers, students),
         ids={name: value for name, value in ids.items() if isinstance(value, str) and value},
         teacher=card.teacher,
         n_parameters=_n_parameters(student),
         exported_bytes=len(torchscript.to_bytes(student.module, card)),
-        teacher_parameters=None if teacher is None else teacher.n_parameters,
+        teacher_parameters=next((one.n_parameters for one in teachers.values()), None),
         answers=answers,
         pictures=pictures,
     )
@@ -129,10 +133,11 @@ def read_settings(run: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def take_pictures(answers: Answers, samples: list[Sample], geometry: str) -> dict[bytes, bytes]:
-    """Content key -> JPEG of the clean view, of the images that a report of these answers shows."""
+def take_pictures(answers: Mapping[str, Answers], samples: Sequence[Sample], geometry: str) -> dict[bytes, bytes]:
+    """Content key -> JPEG of the clean view, of the images that a report of these answers shows in any task."""
     sample_of = {sample.key: sample for sample in samples}
-    keys = [answers.keys[number] for group in shown_samples(answers) for number in group.numbers]
+    shown = ((one, number) for one in answers.values() for group in shown_samples(one) for number in group.numbers)
+    keys = dict.fromkeys(one.keys[number] for one, number in shown)
     return {key: _jpeg(render(read_sample(sample_of[key]), CLEAN_ROW, PICTURE_PX, geometry)) for key in keys}
 
 
@@ -149,34 +154,43 @@ def _n_parameters(student: Student) -> int:
     return sum(weights.numel() for weights in student.module.parameters())
 
 
-def _student_numbers(student: Student, answers: Answers, answering: Answering) -> StudentNumbers | None:
-    """Of the images that validated it, whatever split the report is of."""
+def _student_numbers(
+    student: Student, split: str, answers: Mapping[str, Answers], answering: Answering
+) -> dict[str, StudentNumbers]:
+    """Of the images that validated it, whatever split the report is of; task -> numbers."""
     if "val" not in answering.splits:
-        return None
-    val = answers if answers.split == "val" else answering.answers("val")
-    metrics = classification_metrics(val.student_NC, val.labels_N, answering.classes)
-    return StudentNumbers(metrics=metrics, n_parameters=_n_parameters(student))
+        return {}
+    n_parameters = _n_parameters(student)
+    return {
+        task: StudentNumbers(
+            metrics=classification_metrics(val.student_NC, val.labels_N, answering.tasks[task]),
+            n_parameters=n_parameters,
+        ) for task, val in (answers if split == "val" else answering.answers("val")).items()
+    }  # fmt: skip
 
 
 def _teacher_numbers(
-    student: Student, answering: Answering, data: str, cache: Path | None, settings: dict[str, Any]
-) -> TeacherNumbers | None:
-    """None, with a notice where there should be some, for hard labels alone and where the cache is elsewhere."""
+    student: Student, answering: Answering, words: Sequence[str], cache: Path | None, settings: dict[str, Any]
+) -> dict[str, TeacherNumbers]:
+    """Task -> numbers; none, with a notice where there should be some, for hard labels or where the cache is gone."""
     assert student.run is not None
     path = cache or student.run.cache_path()
     if not settings.get("teacher", True) or path is None or not {"train", "val"} <= set(answering.splits):
-        return None
+        return {}
     try:
         reader = CacheReader(path, memory_map=False)
         if cache is None and reader.recipe_id != student.recipe_id:
             raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
         groups = {split: answering.samples(split) for split in ("train", "val")}
-        targets = join(reader, groups, data, student.card.tasks, clean=["val"])
-        report = teacher_report(targets["val"], "val", targets["train"])
-        return teacher_numbers(report, targets["val"], targets["train"], settings, teacher_parameters(reader))
+        targets = join(reader, groups, words, student.card.tasks, clean=["val"])
+        train, val, n_parameters = targets["train"], targets["val"], teacher_parameters(reader)
+        return {
+            task: teacher_numbers(report, val.of_task(task), train.of_task(task), settings, n_parameters)
+            for task, report in teacher_reports(val, "val", train).items() if train.of_task(task).samples
+        }  # fmt: skip
     except CacheError as error:
         log.info("no verdicts on the teacher: %s", error)
-        return None
+        return {}
 
 
 def check_options(data: Path | None, with_images: bool, split: str | None, cache: Path | None) -> None:

@@ -6,31 +6,26 @@ N samples, C classes.
 
 from __future__ import annotations
 
-import base64
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache import durable
 from cache.errors import printable
-from pipeline.metrics.bootstrap import Interval
-from pipeline.metrics.evaluation import Answers, SplitEvaluation
-from pipeline.metrics.full import HEADLINE, probabilities
+from pipeline.metrics.evaluation import SplitEvaluation
 from pipeline.metrics.scoring import Questions, evaluate_split
-from pipeline.report.content import ReportContent, shown_samples
-from pipeline.report.figures import MAX_COUNTED, confusion_svg, curves, reliability_svg
-from pipeline.report.svg import natural_width_px
-from pipeline.training.facts import Run
+from pipeline.report.content import ReportContent
+from pipeline.report.figures import curves
+from pipeline.report.section import Section, share
+from pipeline.training.rows import BY_MEAN, chosen_by
 from pipeline.training.verdicts import PAGE, Verdict
 
-N_BARS = 5
-"""Classes that a sample shows: the true one, and the likeliest."""
-_KEY_LETTERS = 16
-"""Of a content key's 32; enough to find the image, also among millions."""
+Splits = Mapping[str, SplitEvaluation]
+"""Task -> the scores that the page is about."""
 
 
 def write_report(path: str | Path, content: ReportContent) -> None:
@@ -47,21 +42,28 @@ def render_report(content: ReportContent) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
-    split = None if content.answers is None else evaluate_split(content.answers, content.classes, Questions())
-    teacher_f1 = None
-    if split and split.teacher and split.answers.split == "val":
-        teacher_f1 = split.teacher.metrics.macro_f1
-    best = Run(content.rows, content.settings, None, None).best
-    drawn = curves(content.rows, content.settings, int(best["epoch"]), teacher_f1)
+    scored = {
+        task: evaluate_split(answers, content.tasks[task], Questions()) for task, answers in content.answers.items()
+    }
+    best = _best_row(content)
+    teacher_f1 = _mean_of(_told(scored)) if scored and _is_on_val(scored) else None
+    drawn = curves(content.rows, content.settings, int(best["epoch"]), teacher_f1, list(content.tasks))
+    several = len(content.tasks) > 1
+    sections = [
+        Section(task if several else "", f"task{number}-" if several else "", content.tasks[task], split)
+        for number, (task, split) in enumerate(scored.items())
+    ]
     return environment.get_template("page.html").render(
         name=printable(content.name),
         lead=_lead(content),
-        cards=_cards(content, best, split),
+        cards=_cards(content, best, scored),
+        tasks=_task_rows(content, best, scored) if several else [],
+        has_teacher=_is_on_val(scored) and any(_told(scored)),
         verdicts=[_verdict(one) for one in content.verdicts],
         best_epoch=int(best["epoch"]),
         n_epochs=len(content.rows),
         curves=[(title, Markup(svg)) for title, svg in drawn],
-        split=None if split is None else _split(content, split, Markup),
+        sections=[section.parts(content.pictures, Markup) for section in sections],
         settings=[(title, _setting(value)) for title, value in content.settings.items() if title != "cache"],
         ids=[(title, printable(value)) for title, value in content.ids.items()],
         privacy=_privacy(content),
@@ -69,27 +71,59 @@ def render_report(content: ReportContent) -> str:
     )
 
 
+def _best_row(content: ReportContent) -> Mapping[str, Any]:
+    """That of the epoch whose student the run keeps: the first of the best."""
+    best_by = str(content.settings.get("best_by", BY_MEAN))
+    return max(content.rows, key=lambda row: chosen_by(row, best_by))
+
+
+def _told(scored: Splits) -> list[float | None]:
+    """The teacher's macro F1 in each task, None where it is not known."""
+    return [split.teacher.metrics.macro_f1 if split.teacher else None for split in scored.values()]
+
+
+def _is_on_val(scored: Splits) -> bool:
+    return all(split.answers.split == "val" for split in scored.values())
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """None where one is not known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
 def _lead(content: ReportContent) -> str:
     settings = content.settings
     taught = "hard labels alone" if not settings.get("teacher", True) else f"taught by {content.teacher or 'a cache'}"
     return printable(
         f"{_setting(settings.get('student', 'a student'))} at {settings.get('student_size_px', '?')} px, "
-        f"{len(content.classes)} classes, {taught}"
+        f"{_questions(content)}, {taught}"
     )
 
 
-def _cards(content: ReportContent, best: Mapping[str, Any], split: SplitEvaluation | None) -> list[dict[str, str]]:
+def _questions(content: ReportContent) -> str:
+    if len(content.tasks) == 1:
+        return f"{len(content.tasks.outputs)} classes"
+    of_tasks = ", ".join(f"{task} with {len(names)}" for task, names in content.tasks.items())
+    return f"{len(content.tasks)} tasks ({of_tasks} classes)"
+
+
+def _cards(content: ReportContent, best: Mapping[str, Any], scored: Splits) -> list[dict[str, str]]:
+    mean = f", mean of {len(content.tasks)} tasks" if len(content.tasks) > 1 else ""
+    best_by = content.settings.get("best_by", BY_MEAN)
+    chosen = f" by {best_by}" if mean and best_by != BY_MEAN else ""
     found = [
-        ("Validation macro F1", _share(best["val_macro_f1"]), f"best epoch {best['epoch']:g} of {len(content.rows)}"),
-        ("Validation balanced accuracy", _share(best["val_balanced_accuracy"]),
-         f"accuracy {_share(best['val_accuracy'])}"),
+        ("Validation macro F1", share(best["val_macro_f1"]),
+         printable(f"best epoch{chosen} {best['epoch']:g} of {len(content.rows)}{mean}")),
+        ("Validation balanced accuracy", share(best["val_balanced_accuracy"]),
+         f"accuracy {share(best['val_accuracy'])}{mean}"),
     ]  # fmt: skip
-    if split and split.teacher and split.agreement:
-        retained = split.retention_percent["macro_f1"]
+    agreed = _mean_of([split.agreement.top1 if split.agreement else None for split in scored.values()])
+    own, told = _mean_of([split.student.metrics.macro_f1 for split in scored.values()]), _mean_of(_told(scored))
+    if own is not None and told is not None and agreed is not None:
         found.append((
-            f"Retention on {split.answers.split}", "-" if retained is None else f"{retained:.0f} %",
-            f"macro F1 {_share(split.student.metrics.macro_f1)} of the teacher's "
-            f"{_share(split.teacher.metrics.macro_f1)}; same answer on {split.agreement.top1:.0%}",
+            f"Retention on {next(iter(scored.values())).answers.split}", f"{100 * own / told:.0f} %" if told else "-",
+            f"macro F1 {share(own)} of the teacher's {share(told)}; same answer on {agreed:.0%}{mean}",
         ))  # fmt: skip
     if content.n_parameters:
         notes = [f"{content.exported_bytes / 1e6:.1f} MB exported"] if content.exported_bytes else []
@@ -99,123 +133,32 @@ def _cards(content: ReportContent, best: Mapping[str, Any], split: SplitEvaluati
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in found]
 
 
+def _task_rows(content: ReportContent, best: Mapping[str, Any], scored: Splits) -> list[dict[str, str]]:
+    """Each task at the best epoch on the validation images, and their mean; the teacher's where it is known there."""
+    columns = ("val_macro_f1", "val_balanced_accuracy", "val_accuracy")
+    scored, rows = scored if _is_on_val(scored) else {}, []
+    for task, names in content.tasks.items():
+        split = scored.get(task)
+        kept = split.retention_percent.get("macro_f1") if split else None
+        rows.append({
+            "title": printable(task), "classes": f"{len(names)}",
+            **{column: share(best.get(f"{task}/{column}")) for column in columns},
+            "teacher": share(split.teacher.metrics.macro_f1 if split and split.teacher else None),
+            "retained": "-" if kept is None else f"{kept:.0f} %",
+        })  # fmt: skip
+    own, told = best["val_macro_f1"], _mean_of(_told(scored)) if len(scored) == len(content.tasks) else None
+    rows.append({
+        "title": "mean", "classes": "", **{column: share(best[column]) for column in columns}, "teacher": share(told),
+        "retained": f"{100 * own / told:.0f} %" if told else "-",
+    })  # fmt: skip
+    return rows
+
+
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     """The line without its last word, which is where to read on; every other part is a flag, not to be broken."""
     page = f"{PAGE}#{verdict.slug}" if verdict.slug else ""
     line = printable(verdict.line.removesuffix(f" [{page}]"))
     return {"slug": verdict.slug, "parts": re.split(r"(--[a-z-]+(?: [\d.]+)?)", line), "page": page}
-
-
-def _split(content: ReportContent, split: SplitEvaluation, markup: Any) -> dict[str, Any]:
-    student, teacher = split.student, split.teacher
-    n_classes = len(content.classes)
-    told = None if teacher is None else teacher.metrics.calibration
-    confusion = confusion_svg(student.metrics.confusion, content.classes)
-    width_px = natural_width_px(confusion)
-    return {
-        "name": split.answers.split,
-        "n_images": f"{student.metrics.n_samples:,}",
-        "source": split.answers.source,
-        "has_teacher": teacher is not None,
-        "scores": _score_rows(split),
-        "remark": _remark(split),
-        "per_class": _class_rows(split),
-        "is_narrow": n_classes <= MAX_COUNTED // 2,
-        "confusion": markup(confusion),
-        "confusion_px": round(0.85 * width_px),
-        "confusion_max_px": round(1.25 * width_px),
-        "reliability": markup(reliability_svg(student.metrics.calibration, told)),
-        "samples": _sample_groups(content, split.answers),
-    }
-
-
-def _score_rows(split: SplitEvaluation) -> list[dict[str, str]]:
-    student, teacher = split.student, split.teacher
-    mine = student.metrics.headline()
-    theirs = teacher.metrics.headline() if teacher else {}
-    rows = []
-    for name, title in HEADLINE.items():
-        retained = split.retention_percent.get(name)
-        rows.append({
-            "title": title,
-            "student": _share(mine[name]), "student_interval": _interval(student.intervals.get(name)),
-            "teacher": _share(theirs.get(name)),
-            "teacher_interval": _interval(teacher.intervals.get(name)) if teacher else "",
-            "retained": "" if retained is None else f"{retained:.0f} %",
-        })  # fmt: skip
-    return rows
-
-
-def _remark(split: SplitEvaluation) -> str:
-    said = [f"Always the largest class: accuracy {split.student.metrics.majority_share:.3f}."]
-    if split.agreement:
-        said.append(
-            f"Student and teacher agree on {split.agreement.top1:.3f} of the images; "
-            f"KL(teacher || student) {split.agreement.kl_nats:.3f} nats."
-        )
-    if split.n_learned:
-        said.append(f"The student learned from {split.n_learned:,} of these images: its scores are too good.")
-    if split.n_teacher_seen:
-        said.append(f"The teacher was fitted on {split.n_teacher_seen:,} of them: its scores are too good.")
-    said.append(f"Intervals: {split.n_resamples:,} bootstrap resamples, drawn by {split.unit}.")
-    return " ".join(said)
-
-
-def _class_rows(split: SplitEvaluation) -> list[dict[str, Any]]:
-    rows = []
-    for name, scores in split.student.metrics.per_class.items():
-        told = split.teacher.metrics.per_class[name] if split.teacher else {}
-        cells = [
-            {
-                "student": _share(scores[column]), "student_percent": _percent(scores[column]),
-                "teacher": _share(told.get(column)) if split.teacher else "",
-                "teacher_percent": _percent(told.get(column)),
-            }
-            for column in ("precision", "recall", "f1")
-        ]  # fmt: skip
-        rows.append({"name": printable(name), "support": f"{scores['support']:,.0f}", "cells": cells})
-    return rows
-
-
-def _sample_groups(content: ReportContent, answers: Answers) -> list[dict[str, Any]]:
-    student_NC = probabilities(answers.student_NC)
-    teacher_NC = None if answers.teacher_NC is None else probabilities(answers.teacher_NC)
-    return [
-        {
-            "title": group.title,
-            "remark": group.remark,
-            "samples": [_sample(content, answers, n, student_NC, teacher_NC) for n in group.numbers],
-        }
-        for group in shown_samples(answers)
-    ]
-
-
-def _sample(
-    content: ReportContent, answers: Answers, number: int, student_NC: NDArray[np.float64],
-    teacher_NC: NDArray[np.float64] | None,
-) -> dict[str, Any]:  # fmt: skip
-    names, true = [printable(name) for name in content.classes], int(answers.labels_N[number])
-    student_C = student_NC[number]
-    teacher_C = None if teacher_NC is None else teacher_NC[number]
-    likely_C = student_C if teacher_C is None else np.maximum(student_C, teacher_C)
-    order = [int(c) for c in np.argsort(-likely_C, kind="stable") if c != true]
-    said = [("student", names[int(student_C.argmax())])]
-    if teacher_C is not None:
-        said.append(("teacher", names[int(teacher_C.argmax())]))
-    picture = content.pictures.get(answers.keys[number])
-    return {
-        "true": names[true],
-        "said": said,
-        "key": answers.keys[number].hex()[:_KEY_LETTERS],
-        "picture": "" if picture is None else f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}",
-        "bars": [
-            {
-                "name": names[c], "student": _percent(student_C[c]),
-                "teacher": None if teacher_C is None else _percent(teacher_C[c]),
-            }
-            for c in [true, *order][:N_BARS]
-        ],
-    }  # fmt: skip
 
 
 def _setting(value: Any) -> str:
@@ -232,7 +175,7 @@ def _setting(value: Any) -> str:
 def _privacy(content: ReportContent) -> str:
     if content.pictures:
         return "This page holds images of DATA: share it only with those who may see them."
-    if content.answers is None:
+    if not content.answers:
         return "This page holds no image and no file name."
     return "This page holds no image and no file name: images are named by the first letters of their content keys."
 
@@ -243,15 +186,3 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> str:
     if not took or not speeds:
         return ""
     return f"{sum(took):,.0f} s for {len(rows)} epochs, {float(np.median(speeds)):.0f} images/s."
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else round(100 * float(value), 1)

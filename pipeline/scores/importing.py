@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,17 +22,20 @@ from cache.combine import tolerance_logits
 from cache.errors import CacheMismatch
 from data.loaders import TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
-from data.samples import FOLDER_TASK
 from data.scan import scan_data
 from data.views import ViewPolicy
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.errors import SettingError
 from pipeline.outputs import check_output_file
 from pipeline.process import MAX_SEED, deferred_interrupts
-from pipeline.recipe import IDENTITY_VERSION, origin, view_identity
+from pipeline.recipe import IDENTITY_VERSION, origin, stored_tasks, view_identity
 from pipeline.scores.matching import MatchedScores, check_classes, match_images
 from pipeline.scores.table import IMPORTED, KINDS, PROBABILITY_FLOOR, ScoreTable, read_scores
+from pipeline.tasks import Tasks
 from pipeline.wanted import Wanted, planned_dims, wanted_rows, warn_of_a_full_disk
+
+TaskLogits = Mapping[str, NDArray[np.float32]]
+"""Task -> raw logits of the rows of a table, float32 [R, C]."""
 
 log = logging.getLogger(__name__)
 
@@ -100,16 +104,17 @@ def import_scores(
     """
     check_output_file(out)
     table = read_scores(scores)
-    logits_RC, n_raised = table.logits(config.kind)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     check_classes(table, images)
+    tasks, columns = stored_tasks(images, table.classes)
+    logits, n_raised = _logits(table, columns, config.kind)
     views = config.views or (int(table.views_R.max()) + 1 if table.has_views else DEFAULT_VIEWS)
     matched = match_images(table, images, views, partial=config.partial, skip_bad_images=scan.skip_bad_images)
     images = matched.images
     if n_raised:
         log.info("%s probabilities below %g count as that", f"{n_raised:,}", PROBABILITY_FLOOR)
-    with SegmentedWriter(Path(out), _manifest(table, config, n_raised), {}) as writer:
-        _check_standing(writer, matched, logits_RC, table.path)
+    with SegmentedWriter(Path(out), _manifest(table, tasks, config, n_raised), {}) as writer:
+        _check_standing(writer, matched, logits, table.path)
         wanted = wanted_rows(images, views, writer.done)
         n_rows = sum(len(missing) for _, missing in wanted)
         new, every = (
@@ -117,11 +122,11 @@ def import_scores(
             for rows in (n_rows, n_rows + len(writer.done))
         )
         warn_of_a_full_disk(writer.out, new if n_rows else 0, every)
-        bad = [*images.bad_files, *find_bad_files([sample for sample, _ in wanted])]
-        n_images = len(images.samples) + len(images.bad_files)
+        bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted])]
+        n_images = len(images.samples) + len(images.bad)
         refuse_or_tell(bad, n_images, "nothing has been imported now", skip=scan.skip_bad_images)
         started = time.perf_counter()
-        n_imported, gone = _write(without(bad, wanted), writer, matched, logits_RC, config)
+        n_imported, gone = _write(without(bad, wanted), writer, matched, logits, config)
         wall_s = time.perf_counter() - started
         writer.seal()
         refuse_or_tell(gone, n_images, "everything else is imported and sealed", skip=scan.skip_bad_images)
@@ -133,10 +138,16 @@ def import_scores(
     )  # fmt: skip
 
 
-def _manifest(table: ScoreTable, config: ImportConfig, n_raised: int) -> Manifest:
+def _logits(table: ScoreTable, columns: Mapping[str, list[int]], kind: str) -> tuple[TaskLogits, int]:
+    """(task -> raw logits, float32 [R, C]; how many probabilities were raised)."""
+    found = {task: table.of_columns(of_task).logits(kind) for task, of_task in columns.items()}
+    return {task: logits_RC for task, (logits_RC, _) in found.items()}, sum(n for _, n in found.values())
+
+
+def _manifest(table: ScoreTable, tasks: Tasks, config: ImportConfig, n_raised: int) -> Manifest:
     identity = {
         "identity_version": IDENTITY_VERSION,
-        "tasks": [{"name": FOLDER_TASK, "classes": list(table.classes)}],
+        "tasks": [{"name": task, "classes": list(classes)} for task, classes in tasks.items()],
         "teacher": {
             "kind": IMPORTED,
             "scores_sha256": table.sha256(),
@@ -156,9 +167,7 @@ def _manifest(table: ScoreTable, config: ImportConfig, n_raised: int) -> Manifes
     return Manifest(identity, provenance)
 
 
-def _check_standing(
-    writer: SegmentedWriter, matched: MatchedScores, logits_RC: NDArray[np.float32], scores: Path
-) -> None:
+def _check_standing(writer: SegmentedWriter, matched: MatchedScores, logits: TaskLogits, scores: Path) -> None:
     """CacheMismatch where rows that stand say otherwise: the identity knows the table, not which images it meant."""
     n_other = 0
     for path in [*([writer.out] if writer.out.exists() else []), *sorted(writer.parts.glob("*.h5"))]:
@@ -167,9 +176,12 @@ def _check_standing(
                 row for at, key in enumerate(reader) for row in matched.rows(key, reader.views_of(at).tolist())
             ]  # in the order of the cache's rows
             stored, meant = np.flatnonzero(np.array(rows) >= 0), [row for row in rows if row >= 0]
-            said = reader.logits(stored, FOLDER_TASK)
-            away = np.abs(logits_RC[meant].astype(said.dtype) - said)
-            n_other += int((away > tolerance_logits(reader.manifest)).any(axis=1).sum())
+            is_other = np.zeros(len(meant), bool)
+            for task, logits_RC in logits.items():
+                said = reader.logits(stored, task)
+                away = np.abs(logits_RC[meant].astype(said.dtype) - said)
+                is_other |= (away > tolerance_logits(reader.manifest)).any(axis=1)
+            n_other += int(is_other.sum())
     if n_other:
         raise CacheMismatch(
             f"{n_other:,} rows of {writer.out} have other scores than {scores} gives these images: image files were "
@@ -178,9 +190,8 @@ def _check_standing(
 
 
 def _write(
-    wanted: Wanted, writer: SegmentedWriter, matched: MatchedScores, logits_RC: NDArray[np.float32],
-    config: ImportConfig,
-) -> tuple[int, list[BadFile]]:  # fmt: skip
+    wanted: Wanted, writer: SegmentedWriter, matched: MatchedScores, logits: TaskLogits, config: ImportConfig
+) -> tuple[int, list[BadFile]]:
     """Render and seal all wanted rows: (how many, the files that went bad or away since they were checked)."""
     if not wanted:
         return 0, []
@@ -197,7 +208,8 @@ def _write(
                 rows = matched.rows(item.sample.key, item.view.tolist())
                 writer.add(
                     key=item.sample.key, views=item.view, params=item.params, witness=item.witness,
-                    logits={FOLDER_TASK: logits_RC[rows]}, name=item.sample.name if config.names else None,
+                    logits={task: logits_RC[rows] for task, logits_RC in logits.items()},
+                    name=item.sample.name if config.names else None,
                 )  # fmt: skip
                 n_imported += len(item.view)
                 progress.update(len(item.view))

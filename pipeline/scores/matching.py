@@ -16,9 +16,10 @@ from pathlib import PurePosixPath
 from data.decode import IMAGE_SUFFIXES
 from data.errors import bullet_list
 from data.loaders import is_decodable
-from data.samples import FOLDER_TASK, SampleSet, content_key
+from data.samples import SampleSet, content_key
 from pipeline.errors import did_you_mean
 from pipeline.scores.table import ScoresError, ScoreTable
+from pipeline.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,13 @@ class MatchedScores:
 
 def check_classes(table: ScoreTable, images: SampleSet) -> None:
     """ScoresError unless the table has a column for each class of the images; columns beyond those are named."""
-    wanted = images.classes[FOLDER_TASK]
+    wanted = Tasks(images.classes).outputs
     extra = [name for name in table.classes if name not in wanted]
     if missing := [name for name in wanted if name not in table.classes]:
         listed = bullet_list(f"{name}{did_you_mean(name, extra)}" for name in missing)
         raise ScoresError(
             f"{table.path} has no scores for {len(missing)} of the {len(wanted)} classes of {images.root}; it has "
-            f"{', '.join(table.classes)}. Give the columns the names of the class folders:\n{listed}"
+            f"{', '.join(table.classes)}. Give the columns the names of the classes:\n{listed}"
         )
     if extra:
         log.info("classes that %s has no images of, for teacher and student alike: %s", images.root, ", ".join(extra))
@@ -165,8 +166,9 @@ class _ImageNames:
     def key(self, name: str) -> bytes | None:
         """The content key of a relative path; None for a file that cannot be read or is empty."""
         if name not in self._key_of:
+            path = self._root / name
             try:
-                encoded = (self._root / name).read_bytes()
+                encoded = path.read_bytes() if path.is_file() else b""  # reading a named pipe would wait for ever
             except OSError:
                 encoded = b""
             self._key_of[name] = content_key(encoded) if encoded else None

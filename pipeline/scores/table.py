@@ -14,7 +14,7 @@ import logging
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,11 @@ class ScoreTable:
             digest.update(json.dumps([self.images[row], int(self.views_R[row])]).encode())
         digest.update(self.scores_RC[order].astype("<f4").tobytes())
         return digest.hexdigest()
+
+    def of_columns(self, columns: Sequence[int]) -> ScoreTable:
+        """Some of the columns alone."""
+        classes = tuple(self.classes[column] for column in columns)
+        return replace(self, classes=classes, scores_RC=self.scores_RC[:, list(columns)])
 
     def logits(self, kind: str) -> tuple[NDArray[np.float32], int]:
         """(raw logits, float32 [R, C]; how many probabilities were raised to PROBABILITY_FLOOR).

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.gate.calibration import mean_entropy
 from pipeline.metrics.calibration import confidence
+from pipeline.training.rows import CHOSEN
 
 if TYPE_CHECKING:
     from pipeline.gate.report import TeacherReport
@@ -63,7 +64,7 @@ def teacher_numbers(
     report: TeacherReport, val: TeacherTargets, train: TeacherTargets, settings: Mapping[str, Any],
     n_parameters: int | None = None,
 ) -> TeacherNumbers:  # fmt: skip
-    """The numbers of a teacher whose answers a run with these settings learned from."""
+    """The numbers of a teacher in one task, whose answers a run with these settings learned from."""
     val_NC = val.teacher_logits(val.clean_rows())
     first = train.reader.first_row.astype(np.int64)[train.index_N]  # view 0 where there is one: the clean view
     rows, owner = train.all_rows(first)
@@ -109,7 +110,7 @@ class Run:
     """The rows of a run, its settings, its teacher and student, as far as they are known."""
 
     rows: Sequence[Mapping[str, Any]]
-    """Of metrics.csv, numbers; None, or no entry, where nothing was measured."""
+    """Of metrics.csv, in one task, numbers; None, or no entry, where nothing was measured."""
     settings: Mapping[str, Any]
     teacher: TeacherNumbers | None
     """None where there is no cache, and for hard labels alone."""
@@ -142,8 +143,8 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The row of the best macro F1, the first of equals, as the run itself keeps it."""
-        return max(self.rows, key=lambda row: row["val_macro_f1"])
+        """The row of the epoch whose student the run keeps: the first of the best."""
+        return max(self.rows, key=lambda row: row.get(CHOSEN, row["val_macro_f1"]))
 
 
 def accuracy_error(accuracy: float, n_samples: int) -> float:

@@ -24,8 +24,8 @@ def split_off_validation(images: SampleSet, fraction: float, seed: int) -> tuple
         check_enough(learners, images)
         validators, source = [sample for sample in images.of_split("val") if sample.labels], "split val"
     else:
-        chosen = hold_out([sample for sample in learners if sample.labels], fraction, seed)
-        validators = [sample for sample in learners if sample.key in chosen]
+        chosen = hold_out(learners, fraction, seed)  # with all of their groups, labelled or not
+        validators = [sample for sample in learners if sample.key in chosen and sample.labels]
         learners = [sample for sample in learners if sample.key not in chosen]
         check_enough(learners, images)
         source = f"{fraction:.0%} of train, by class"

@@ -30,7 +30,7 @@ def score_columns(trained: Mapping[str, Mapping[str, float | None]], validated: 
 
 def chosen_by(row: Mapping[str, Any], best_by: str) -> float:
     """The score of an epoch that chooses the best one."""
-    return float(row["val_macro_f1" if best_by == BY_MEAN else f"{best_by}/val_macro_f1"])
+    return float(row.get(f"{best_by}/val_macro_f1", row["val_macro_f1"]))  # a single task has no columns of its own
 
 
 def rows_of_task(

@@ -6,7 +6,7 @@ section for each. Run: softlabel report RUN DATA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.training.facts import (
     balanced_error,
     temperatures_of,
 )
+from pipeline.training.rows import BY_MEAN, rows_of_task
 
 PAGE = "docs/troubleshooting.md"
 MAX_ENTROPY_SHARE = ENTROPY_BAND[1]
@@ -66,6 +67,20 @@ class Verdict:
     """Of the section in docs/troubleshooting.md; empty where no pitfall was found."""
     line: str
     """What shows it, what to try, where to read on."""
+
+
+def verdicts_on(
+    tasks: Collection[str], rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any],
+    teachers: Mapping[str, TeacherNumbers], students: Mapping[str, StudentNumbers],
+) -> list[Verdict]:  # fmt: skip
+    """The `verdicts` on a run in each of its tasks; where there are several, each begins with its task."""
+    found = []
+    for task in tasks:
+        own = rows_of_task(rows, task, len(tasks), str(settings.get("best_by", BY_MEAN)))
+        of_task = f"{task}: " if len(tasks) > 1 else ""
+        judged = verdicts(own, settings, teachers.get(task), students.get(task))
+        found += [Verdict(one.slug, f"{of_task}{one.line}") for one in judged]
+    return found
 
 
 def verdicts(

@@ -149,6 +149,18 @@ def test_merge_lists_the_skipped_samples_of_all_sources_that_it_has_no_rows_of(m
     assert merge([d, e], tmp_path / "de.h5").manifest.provenance == {"merged_from": 2}
 
 
+def test_merge_has_the_largest_number_of_files_without_bytes_for_each_reason(make, tmp_path):
+    table = make.table(n_samples=3)
+    counts = ({"empty": 2, "a folder": 1}, {}, {"empty": 3, "a link": 1})
+    sources = [
+        make.write(
+            tmp_path / f"{i}.h5", part(table, [i]), Manifest(make.manifest().identity, {"skipped_files": counted})
+        )
+        for i, counted in enumerate(counts)
+    ]
+    assert merge(sources, tmp_path / "all.h5").manifest.skipped_files == {"empty": 3, "a folder": 1, "a link": 1}
+
+
 def test_merge_refuses_a_damaged_source(make, tmp_path):
     a, b = make.write(tmp_path / "a.h5", make.table()), make.write(tmp_path / "b.h5", make.table(seed=1))
     make.flip(b, b, make.offsets(b)["logits/1"][0], 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -27,8 +28,23 @@ from pipeline.targets import SEEN, StoredTask, TeacherTargets
 from pipeline.tasks import Tasks
 from pipeline.teachers.prompts import Prompts, default_prompts
 from pipeline.teachers.teacher import Teacher
+from pipeline.train import TrainConfig, train
 
 Rows = dict[tuple[str, int], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTasks:
+    """The tiny images by a table with two label columns, their cache, and a student of both."""
+
+    scan: ScanOptions
+    cache: Path
+    run: Path
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options of the command line."""
+        return self.scan.words()
 
 
 @pytest.fixture
@@ -49,6 +65,40 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(Teacher, "embed", stopping)
 
     return stop_at
+
+
+@pytest.fixture(scope="session")
+def two_tasks_scan(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> ScanOptions:
+    """A table of the tiny images: `dx` is the class of the folder, `tone` follows from it; every tenth lacks each.
+
+    Two train images have no label at all.
+    """
+    path = tmp_path_factory.mktemp("two tasks") / "t.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "dx", "tone", "split", "patient"])
+        for number, sample in enumerate(scan_data(tiny_data).samples):
+            dx = sample.labels[FOLDER_TASK]
+            tone = "dark" if dx.startswith("mel") else "pale"
+            is_bare = sample.split == "train" and number < 2
+            table.writerow([
+                sample.name, "" if is_bare or number % 10 == 3 else dx, "" if is_bare or number % 10 == 7 else tone,
+                sample.split, f"{sample.split}-{number // 2}",
+            ])  # fmt: skip
+    return ScanOptions(csv=path, image_column="path", label_columns=("dx", "tone"), split_column="split")
+
+
+@pytest.fixture(scope="session")
+def two_tasks(
+    tiny_data: Path, two_tasks_scan: ScanOptions, tiny_build: BuildConfig, tmp_path_factory: pytest.TempPathFactory
+) -> TwoTasks:
+    """Through both stages."""
+    folder = tmp_path_factory.mktemp("of two tasks")
+    build = dataclasses.replace(tiny_build, views=2)
+    cache = build_cache(tiny_data, folder / "t.h5", build, two_tasks_scan).path
+    config = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
+    run = train(tiny_data, cache, folder / "run", config, workers=0, scan=two_tasks_scan, anyway=True).path
+    return TwoTasks(two_tasks_scan, cache, run)
 
 
 @pytest.fixture(scope="session")

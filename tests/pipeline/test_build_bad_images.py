@@ -16,6 +16,7 @@ from data.errors import BadImage, DataError, UnreadableImage
 from data.options import ScanOptions
 from data.samples import content_key
 from pipeline import build as module
+from pipeline.bad_images import scan_like
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import PipelineError
 from pipeline.train import TrainConfig, train
@@ -186,16 +187,75 @@ def test_training_leaves_out_what_the_build_left_out_without_being_told(
     assert "29 train, 14 val" in err
 
 
-def test_empty_files_need_the_flag_in_both_stages(data: Path, tiny_build: BuildConfig, tmp_path: Path) -> None:
+def counted(cache: Path) -> Any:
+    return CacheReader(cache).manifest.provenance.get("skipped_files")
+
+
+EMPTY = r"(?s)1 of 60 images cannot be read.*--skip-bad-images.*the file is empty"
+
+
+def test_empty_files_are_counted_and_left_out_by_training_as_by_the_build(
+    data: Path, tiny_build: BuildConfig, tiny_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """They have no content of their own to be remembered by."""
     next(data.glob("train/*/*.png")).write_bytes(b"")
     out, run = tmp_path / "t.h5", tmp_path / "run"
-    with pytest.raises(DataError, match=r"(?s)1 of 60 images cannot be read.*--skip-bad-images.*the file is empty"):
+    with pytest.raises(DataError, match=EMPTY):
         build_cache(data, out, tiny_build)
+    assert not out.exists()
     assert build_cache(data, out, tiny_build, SKIP).n_samples == 59
-    with pytest.raises(DataError, match=r"(?s)1 of 60 images cannot be read.*--skip-bad-images.*the file is empty"):
-        train(data, out, run, TRAIN, workers=0)
-    assert train(data, out, run, TRAIN, workers=0, scan=SKIP).best_epoch == 1
+    assert counted(out) == {"the file is empty": 1}
+    before = out.read_bytes()
+    build_cache(data, out, tiny_build, SKIP)
+    assert out.read_bytes() == before
+    with pytest.raises(DataError, match=EMPTY):
+        train(data, tiny_cache, run, TRAIN, workers=0)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert train(data, out, run, TRAIN, workers=0).best_epoch == 1
+    assert sum("1 of 60 images cannot be read and are left out:" in message for message in caplog.messages) >= 1
+
+
+def test_one_more_without_bytes_or_for_another_reason_needs_the_flag(
+    data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    first, second = sorted(data.glob("train/*/*.png"))[:2]
+    first.write_bytes(b"")
+    out = build_cache(data, tmp_path / "t.h5", tiny_build, SKIP).path
+    with CacheReader(out) as reader:
+        assert len(scan_like(reader, data, ScanOptions()).bad) == 1
+        first.unlink()
+        second.write_bytes(b"")
+        assert len(scan_like(reader, data, ScanOptions()).bad) == 1, "as many are taken for the same ones"
+        first.write_bytes(b"")
+        with pytest.raises(BadImage, match="2 of 60 images cannot be read"):
+            scan_like(reader, data, ScanOptions())
+        first.unlink()
+        second.unlink()
+        second.mkdir()
+        with pytest.raises(BadImage, match="1 of 59 images cannot be read"):
+            scan_like(reader, data, ScanOptions())
+
+
+def test_the_number_is_that_of_the_last_build(data: Path, tiny_build: BuildConfig, tmp_path: Path) -> None:
+    path = next(data.glob("train/*/*.png"))
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    out = build_cache(data, tmp_path / "t.h5", tiny_build, SKIP).path
+    path.write_bytes(content)
+    build_cache(data, out, tiny_build)
+    assert counted(out) == {}
+
+
+@pytest.mark.parametrize("nonsense", [5, [1], {"the file is empty": "1"}, {"the file is empty": True}, {"": -1}])
+def test_numbers_that_are_nonsense_leave_nothing_out(
+    nonsense: Any, data: Path, tiny_cache: Path, resealed: Callable[..., Path]
+) -> None:
+    next(data.glob("train/*/*.png")).write_bytes(b"")
+    with CacheReader(resealed(tiny_cache, provenance={"skipped_files": nonsense})) as reader:
+        assert reader.manifest.skipped_files == {}
+        with pytest.raises(DataError, match=EMPTY):
+            scan_like(reader, data, ScanOptions())
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

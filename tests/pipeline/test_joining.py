@@ -27,7 +27,7 @@ LEFT_OUT = "cannot be decoded and are left out"
 def join(cache: Path, data: Path, *splits: str, **options: Any) -> dict[str, TeacherTargets]:
     samples = scan_data(data)
     groups = {split: samples.of_split(split) for split in splits or ("train",)}
-    return joining.join(CacheReader(cache), groups, str(data), samples.classes, **options)
+    return joining.join(CacheReader(cache), groups, [str(data)], samples.classes, **options)
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from pipeline.targets import TeacherTargets, teacher_parameters
 
 def join(cache: Path, data: Path, split: str = "train") -> TeacherTargets:
     images = scan_data(data)
-    return pipeline.joining.join(CacheReader(cache), {split: images.of_split(split)}, str(data), images.classes)[split]
+    return pipeline.joining.join(CacheReader(cache), {split: images.of_split(split)}, [str(data)], images.classes)[
+        split
+    ]
 
 
 def test_each_row_belongs_to_the_sample_it_is_given_for(tiny_data: Path, tiny_cache: Path) -> None:

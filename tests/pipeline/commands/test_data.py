@@ -262,8 +262,8 @@ def test_the_verdict_is_that_of_a_build(change: str, allowed: dict[str, bool], c
     scan = ScanOptions(**allowed, remember_split=False, collect_bad_files=True)  # type: ignore[arg-type]
     try:
         images = scan_data(data, scan)
-        bad = [*images.bad_files, *find_bad_files(images.samples)]
-        refuse_or_tell(bad, len(images.samples) + len(images.bad_files), "", skip=scan.skip_bad_images)
+        bad = [*images.bad, *find_bad_files(images.samples)]
+        refuse_or_tell(bad, len(images.samples) + len(images.bad), "", skip=scan.skip_bad_images)
         expected = 0
     except DataError:
         expected = 1

@@ -37,12 +37,12 @@ def right_in(share: float, labels: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def stopped(targets: TeacherTargets) -> str:
     with pytest.raises(WeakTeacher) as caught:
-        check_teacher(teacher_report(targets, "val", None), targets.reader, "my t.h5", "DATA")
+        check_teacher(teacher_report(targets, "val", None), targets.reader, "my t.h5", ["DATA"])
     return str(caught.value)
 
 
 def passes(targets: TeacherTargets) -> bool:
-    check_teacher(teacher_report(targets, "val", None), targets.reader, "t.h5", "DATA")
+    check_teacher(teacher_report(targets, "val", None), targets.reader, "t.h5", ["DATA"])
     return True
 
 

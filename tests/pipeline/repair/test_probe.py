@@ -108,7 +108,7 @@ def probed(cache: Path, data: Path, config: ProbeConfig = CROSS, name: str = "")
 def answers(reader: CacheReader, data: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """Logits of the clean views of a split, and the labels."""
     images = scan_data(data)
-    targets = join(reader, {split: images.of_split(split)}, str(data), images.classes)[split]
+    targets = join(reader, {split: images.of_split(split)}, [str(data)], images.classes)[split]
     return targets.teacher_logits(targets.clean_rows()), targets.labels_N
 
 
@@ -354,7 +354,7 @@ def test_an_image_that_a_derived_cache_lacks_is_added_to_its_parent(crossed: Cac
     path = next(data.glob("train/melanoma/*.png"))
     path.with_name("new.png").write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(CacheMismatch) as caught:
-        join(crossed, {"train": scan_data(data).of_split("train")}, str(data), scan_data(data).classes)
+        join(crossed, {"train": scan_data(data).of_split("train")}, [str(data)], scan_data(data).classes)
     assert "extend that one by `softlabel cache build" in str(caught.value)
     assert "PARENT.h5` with the settings it was built with, then probe it again" in str(caught.value)
 

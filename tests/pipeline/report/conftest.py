@@ -11,6 +11,7 @@ import pytest
 from pipeline.metrics.evaluation import Answers
 from pipeline.report.content import ReportContent
 from pipeline.report.page import render_report
+from pipeline.tasks import Tasks
 from pipeline.training.verdicts import Verdict
 
 HOSTILE = ("<script>alert('x')</script>", '"><img src=x onerror=y>', "$\\frac{1$ & co", "湿疹 \x1b[31m")
@@ -51,9 +52,13 @@ def answers_of(labels: list[int], student: np.ndarray, teacher: np.ndarray | Non
 
 @pytest.fixture(scope="session")
 def content_of() -> Callable[..., ReportContent]:
-    """The content, with some of it replaced."""
+    """The content, with some of it replaced; `classes` are those of its one task, and so are `answers`."""
 
     def content_of(**changes: Any) -> ReportContent:
+        if isinstance(changes.get("answers"), Answers):
+            changes["answers"] = {"class": changes["answers"]}
+        if "classes" in changes:
+            changes["tasks"] = Tasks({"class": changes.pop("classes")})
         generator, labels = np.random.default_rng(0), [0, 1, 2, 3] * 10
         truth = np.eye(4)[labels] * 2
         student, teacher = (truth + generator.normal(size=(40, 4)) for _ in range(2))
@@ -62,10 +67,11 @@ def content_of() -> Callable[..., ReportContent]:
             "lr_peak": 0.001, "teacher": True, "init": "/home/somebody/weights.pt", "cache": "/home/somebody/t.h5",
         }  # fmt: skip
         given: dict[str, Any] = {
-            "name": "run-7", "rows": epochs(100), "settings": settings, "classes": HOSTILE, "teacher": "a teacher",
+            "name": "run-7", "rows": epochs(100), "settings": settings, "tasks": Tasks({"class": HOSTILE}),
+            "teacher": "a teacher",
             "verdicts": [Verdict("still-improving", "it rose by 0.1; try --epochs 80 [docs/troubleshooting.md#still]")],
             "ids": {"cache_id": "ab" * 32}, "n_parameters": 351_000, "exported_bytes": 1_600_000,
-            "answers": answers_of(labels, student, teacher),
+            "answers": {"class": answers_of(labels, student, teacher)},
         }  # fmt: skip
         return ReportContent(**{**given, **changes})
 

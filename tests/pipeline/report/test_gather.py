@@ -35,10 +35,10 @@ def gathered(tiny_run: Path, tiny_data: Path) -> ReportContent:
 
 def test_what_is_gathered_is_what_evaluate_measures(gathered: ReportContent, tiny_run: Path, tiny_data: Path) -> None:
     measured = evaluate(tiny_run, tiny_data, EvaluateConfig(split="val", n_resamples=40), workers=0).splits["val"]
-    assert gathered.answers is not None
-    assert gathered.answers.keys == measured.answers.keys
-    assert (gathered.answers.student_NC == measured.answers.student_NC).all()
-    assert gathered.answers.teacher_NC is not None
+    answers = gathered.answers["class"]
+    assert answers.keys == measured.answers.keys
+    assert (answers.student_NC == measured.answers.student_NC).all()
+    assert answers.teacher_NC is not None
     best = max(gathered.rows, key=lambda row: row["val_macro_f1"])
     assert measured.student.metrics.macro_f1 == pytest.approx(best["val_macro_f1"])
 
@@ -59,14 +59,14 @@ def test_the_page_of_a_training_is_that_of_the_command(gathered: ReportContent, 
 
 def test_without_images_there_are_curves_and_nothing_is_said_of_the_teacher(tiny_run: Path) -> None:
     content = gather(tiny_run)
-    assert (content.answers, len(content.rows)) == (None, 2)
+    assert (content.answers, len(content.rows)) == ({}, 2)
     assert [verdict.slug for verdict in content.verdicts] == [""]
 
 
 def test_pictures_are_of_the_images_that_are_shown(tiny_run: Path, tiny_data: Path) -> None:
     content = gather(tiny_run, tiny_data, split="test", with_images=True, workers=0)
-    assert content.answers is not None
-    shown = {content.answers.keys[n] for group in shown_samples(content.answers) for n in group.numbers}
+    answers = content.answers["class"]
+    shown = {answers.keys[n] for group in shown_samples(answers) for n in group.numbers}
     assert content.pictures.keys() == shown
     for picture in content.pictures.values():
         height = re.search(rb"\xff\xc0..\x08(..)(..)", picture, re.DOTALL)
@@ -81,8 +81,7 @@ def test_a_cache_that_is_gone_leaves_out_the_teacher(
     (run / "config.json").write_text(json.dumps({**config, "cache": str(run / "gone.h5")}))
     with caplog.at_level("INFO"):
         content = gather(run, tiny_data, workers=0)
-    assert content.answers is not None
-    assert content.answers.teacher_NC is None
+    assert content.answers["class"].teacher_NC is None
     assert "no verdicts on the teacher" in caplog.text
     with pytest.raises(CacheError, match=r"gone\.h5"):
         gather(run, tiny_data, cache=run / "gone.h5", workers=0)

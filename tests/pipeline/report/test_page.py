@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from pipeline.report.content import ReportContent, shown_samples
-from pipeline.report.page import N_BARS, render_report, write_report
+from pipeline.report.page import render_report, write_report
+from pipeline.report.section import N_BARS
+from pipeline.tasks import Tasks
 
 from .conftest import HOSTILE, JPEG, answers_of, epochs, one_epoch
 
@@ -102,8 +104,8 @@ def test_without_pictures_there_is_no_image_and_no_file_name(page: str) -> None:
 
 def test_pictures_stand_in_the_page_itself(content_of: Content) -> None:
     content = content_of(rows=one_epoch())
-    assert content.answers is not None
-    chosen = [content.answers.keys[n] for group in shown_samples(content.answers) for n in group.numbers]
+    answers = content.answers["class"]
+    chosen = [answers.keys[n] for group in shown_samples(answers) for n in group.numbers]
     html = render_report(dataclasses.replace(content, pictures=dict.fromkeys(chosen, JPEG)))
     read = Page(html)
     assert read.tags["img"] == len(chosen)
@@ -134,7 +136,7 @@ def test_scores_and_bars_are_those_of_the_answers(content_of: Content) -> None:
 
 
 def test_without_images_the_page_has_curves_and_settings(content_of: Content) -> None:
-    text = Page(render_report(content_of(answers=None))).text
+    text = Page(render_report(content_of(answers={}))).text
     assert "Hard loss" in text
     assert "lr_peak 0.001" in text
     assert "Confusion" not in text
@@ -150,6 +152,32 @@ def test_a_run_without_a_teacher_has_no_column_for_one(content_of: Content) -> N
     assert "Soft loss" not in text
     assert 'class="bar t"' not in html
     assert "disagreements" not in text
+
+
+def test_two_tasks_have_a_row_and_a_section_each(content_of: Content) -> None:
+    """Of task <b> the student has 3 of 4 right, of the other both of its two images; epoch 1 is the best by that."""
+    tasks = Tasks({"<b>": ("x", "y"), "tone": ("dark", "pale")})
+    answers = {
+        "<b>": answers_of([0, 0, 1, 1], np.eye(2)[[0, 0, 1, 0]], np.eye(2)[[0, 0, 1, 1]]),
+        "tone": answers_of([0, 1], np.eye(2), np.eye(2)),
+    }
+    scores = ("val_macro_f1", "val_balanced_accuracy", "val_accuracy")
+    rows = [
+        {**row, **{f"<b>/{name}": 0.25 for name in scores}, **{f"tone/{name}": tone for name in scores}}
+        for row, tone in zip(one_epoch() + epochs(2)[1:], (0.75, 0.5), strict=True)
+    ]
+    settings = {**content_of().settings, "best_by": "tone"}
+    html = render_report(content_of(tasks=tasks, answers=answers, rows=rows, settings=settings))
+    read = Page(html)
+    text = re.sub(r" +", " ", read.text)
+    for words in (
+        "2 tasks (<b> with 2, tone with 2 classes)", "best epoch by tone 1 of 2, mean of 2 tasks",
+        "<b> 2 0.250 0.250 0.250 1.000 73 % tone 2 0.750 0.750 0.750 1.000 100 % mean",
+        "Scores on val, <b> : 4 images", "Scores on val, tone : 2 images", "losses and scores are means over the tasks",
+    ):  # fmt: skip
+        assert words in text.replace("<b>:", "<b> :").replace("tone:", "tone :"), words
+    ids = [value for name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
 
 
 def test_a_class_without_images_is_a_dash(content_of: Content) -> None:
@@ -182,18 +210,18 @@ def test_a_sample_shows_the_true_class_and_the_likeliest(content_of: Content) ->
 def test_curves_are_of_the_columns_there_are(
     changes: dict[str, Any], there: list[str], absent: list[str], content_of: Content
 ) -> None:
-    html = render_report(content_of(answers=None, rows=epochs(5, **changes)))
+    html = render_report(content_of(answers={}, rows=epochs(5, **changes)))
     assert all(title in html for title in there)
     assert not any(title in re.sub(r"(?s)<h2>Settings.*", "", html) for title in absent)
 
 
 def test_a_temperature_that_changes_is_a_curve(content_of: Content) -> None:
     rows = [{**row, "temperature": 8.0 - row["epoch"]} for row in epochs(4)]
-    assert 'aria-label="Temperature"' in render_report(content_of(answers=None, rows=rows))
+    assert 'aria-label="Temperature"' in render_report(content_of(answers={}, rows=rows))
 
 
 def test_a_report_is_written_over_the_one_before(content_of: Content, tmp_path: Path) -> None:
     for name in ("run-1", "run-2"):
-        write_report(tmp_path / "report.html", content_of(name=name, answers=None, rows=one_epoch()))
+        write_report(tmp_path / "report.html", content_of(name=name, answers={}, rows=one_epoch()))
     assert "<h1>run-2</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -25,7 +25,7 @@ def targets(tiny_data: Path, tiny_cache: Path) -> TeacherTargets:
     """30 train images of 5 classes, 3 views each."""
     images = scan_data(tiny_data)
     groups = {"train": images.of_split("train")}
-    return pipeline.joining.join(CacheReader(tiny_cache), groups, str(tiny_data), images.classes)["train"]
+    return pipeline.joining.join(CacheReader(tiny_cache), groups, [str(tiny_data)], images.classes)["train"]
 
 
 @pytest.fixture(scope="module")
