@@ -5,7 +5,8 @@ Run: softlabel data check DATA
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cache.errors import printable
@@ -84,13 +85,29 @@ def _sections(found: Inspection) -> Iterator[tuple[str, list[str]]]:
     yield "groups", [_groups(found)]
     if found.formats.formats:
         yield "images", list(_images(found.formats))
-    yield "bad files", _listed([f"{file.path}: {file.reason}" for file in found.bad], f"of {found.n_files:,}")
+    yield "bad files", list(_bad_files(found))
     yield "same bytes", _listed([_conflict(one) for one in data.conflicts], "in two classes, splits or groups")
     if groups_of(data):
         yield "group leaks", _listed([describe_leak(leak) for leak in data.leaks], "in two splits")
     yield "near-duplicates", list(_look_alikes(found))
     if data.notices:
         yield "notices", _lines(line for notice in data.notices for line in notice.split("\n"))
+
+
+def _bad_files(found: Inspection) -> Iterator[str]:
+    """Each of a few; of many how many have which reason, most first, with one of them."""
+    if len(found.bad) <= _LISTED:
+        yield from _listed([f"{file.path}: {file.reason}" for file in found.bad], f"of {found.n_files:,}")
+        return
+    by_reason = defaultdict[str, list[str]](list)
+    for file in found.bad:
+        by_reason[re.sub(r"\d+", "N", file.reason)].append(file.path)
+    yield f"{len(found.bad):,} of {found.n_files:,}"
+    usual = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_LISTED]
+    for reason, paths in usual:
+        yield f"{len(paths):,} {reason}: {paths[0]}{', ...' * (len(paths) > 1)}"
+    if rest := len(found.bad) - sum(len(paths) for _, paths in usual):
+        yield f"{rest:,} for other reasons (--json lists all)"
 
 
 def _groups(found: Inspection) -> str:

@@ -138,8 +138,8 @@ def test_json_has_everything_and_the_same_verdict(cli: Cli, data: Path) -> None:
     assert code == 1
     found = json.loads(out)
     assert found["verdict"] == page.splitlines()[-1]
-    assert section(page, "bad files")[0] == "30 of 63"
-    assert section(page, "bad files")[-1] == "... and 25 more (--json lists all)"
+    first = data / "train" / "nv" / "bad 0.png"
+    assert section(page, "bad files") == ["30 of 63", f"30 cannot be decoded (not an image): {first}, ..."]
     assert len(found["bad_files"]) == 30
     assert found["bad_files"][0]["reason"] == "cannot be decoded (not an image)"
     assert found["tasks"]["class"]["classes"]["nv"] == {"train": 37, "val": 1, "test": 1}
@@ -159,6 +159,28 @@ def test_the_page_of_a_thousand_classes_and_faults_stays_a_page(cli: Cli, tmp_pa
     assert len(page.splitlines()) < 70
     assert "... 276 classes between them" in page
     assert "NOT OK: 299 bad files (remove or replace them, or pass --skip-bad-images); 1 image with the same " in page
+
+
+def test_of_many_reasons_for_bad_files_the_usual_ones_are_told(cli: Cli, data: Path) -> None:
+    reasons = {b"": 9, b"no image": 8, b"%PDF": 7, b"PK\x03\x04": 6, b"<html>": 5, b"\x1f\x8b": 4, b"%!PS": 3}
+    for content, n_files in reasons.items():
+        for number in range(n_files):
+            (data / "train" / "nv" / f"{content.hex()} {number}.png").write_bytes(content and content + bytes([number]))
+    found = section(cli("data", "check", data)[1], "bad files")
+    assert found[0] == "42 of 75"
+    assert found[1] == f"9 the file is empty: {data / 'train' / 'nv' / ' 0.png'}, ..."
+    assert [line.split()[0] for line in found[1:]] == ["9", "8", "7", "6", "5", "7"]
+    assert found[-1] == "7 for other reasons (--json lists all)"
+
+
+def test_what_a_data_set_file_allows_is_allowed(cli: Cli, data: Path) -> None:
+    repeat_in(data, "test", "akiec")
+    (data / "seven.yaml").write_text("folder: .\nonly: [akiec, bcc]\n")
+    assert cli("data", "check", data / "seven.yaml")[0] == 1
+    (data / "seven.yaml").write_text("folder: .\nonly: [akiec, bcc]\nallow_duplicates: true\n")
+    code, page, _ = cli("data", "check", data / "seven.yaml")
+    assert code == 0
+    assert page.splitlines()[-1] == f"OK: `softlabel cache build {data / 'seven.yaml'}` takes 9 images"
 
 
 def repeat_in(data: Path, split: str, label: str) -> None:
