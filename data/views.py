@@ -201,6 +201,15 @@ def witness(view: Tensor) -> NDArray[np.uint8]:
     return (means + 0.5).floor().to(torch.uint8).flatten().numpy()
 
 
+WITNESS_LIMIT = 8
+"""Levels by which no two witnesses of one view were seen to differ, and those of two views of an image mostly do: all
+but 8 % of 240 pairs of CT and MR views, all but 0.4 % of 750 pairs of dermatoscopic ones."""
+
+
 def witness_tolerance(size_px: int) -> int:
-    """How far two witnesses of one view may differ, in levels of 255, when one was rendered at this size."""
+    """How far two witnesses of nearly every view differ at most, in levels of 255, when one was rendered at this size.
+
+    Of none of 2,220 dermatoscopic views, but of up to one in thirty on CT and MR images, whose edges between black and
+    white do not scale as evenly: by 3 levels at 64 pixels, by 5 at 32.
+    """
     return 1 if size_px >= 64 else 2

@@ -89,12 +89,14 @@ def evaluate(
     """Evaluate a run folder or an exported file on the clean view of every image of its splits.
 
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
-    Of a student of one task: `evaluate_tasks` takes any.
+    Of a student of one task; RunError for others, which `evaluate_tasks` takes.
     """
-    found = evaluate_tasks(model, data, config, cache=cache, device=device, workers=workers, scan=scan)
-    if found.is_single:
-        return next(iter(found.tasks.values()))
-    raise RunError(f"{model} answers several tasks: evaluate_tasks measures each of {', '.join(found.tasks)}")
+    check_arguments(model, data)
+    student = load_student(model, resolve_device(device))
+    if len(tasks := student.card.tasks) > 1:
+        raise RunError(f"{model} answers several tasks: evaluate_tasks measures each of {', '.join(tasks)}")
+    (found,) = _evaluated(student, model, data, config, cache, workers, scan).tasks.values()
+    return found
 
 
 def evaluate_tasks(
@@ -110,6 +112,13 @@ def evaluate_tasks(
     """As `evaluate`, of a student of any number of tasks: each of those that DATA has labels of, and their means."""
     check_arguments(model, data)
     student = load_student(model, resolve_device(device))
+    return _evaluated(student, model, data, config, cache, workers, scan)
+
+
+def _evaluated(
+    student: Student, model: str | Path, data: str | Path, config: EvaluateConfig, cache: Path | None,
+    workers: int | None, scan: ScanOptions,
+) -> TasksEvaluation:  # fmt: skip
     group_of_task(config.sensitivity_of, student.card.every_task)
     images = scan_like(opened(cache_of(student, cache)), data, scan)
     return _of_tasks(student, model, Measuring(Answering(student, images, cache, workers, scan), config))

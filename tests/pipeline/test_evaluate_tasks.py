@@ -158,7 +158,7 @@ def test_a_class_that_nobody_taught_is_named_with_its_task(
 
 def test_one_evaluation_of_two_tasks_is_refused(two_tasks: TwoTasks, tiny_data: Path) -> None:
     with pytest.raises(RunError, match="answers several tasks: evaluate_tasks measures each of dx, tone"):
-        evaluate(two_tasks.run, tiny_data, FAST, scan=two_tasks.scan, workers=0)
+        evaluate(two_tasks.run, tiny_data, FAST, scan=two_tasks.scan)
 
 
 def test_the_classes_of_a_sensitivity_are_of_the_task_that_knows_them(two_tasks: TwoTasks, tiny_data: Path) -> None:

@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax, softmax
+from torch import Tensor
 
 import pipeline.joining
 from cache import CacheError, CacheReader
+from cache.errors import CacheMismatch
+from data.loaders import read_sample
 from data.scan import scan_data
-from data.views import ViewPolicy, draw
+from data.views import ViewPolicy, draw, render
 from pipeline.targets import TeacherTargets, teacher_parameters
 
 
 def join(cache: Path, data: Path, split: str = "train") -> TeacherTargets:
     images = scan_data(data)
-    return pipeline.joining.join(CacheReader(cache), {split: images.of_split(split)}, [str(data)], images.classes)[
-        split
-    ]
+    groups = {split: images.of_split(split)}
+    return pipeline.joining.join(CacheReader(cache), groups, [str(data)], images.classes)[split]
 
 
 def test_each_row_belongs_to_the_sample_it_is_given_for(tiny_data: Path, tiny_cache: Path) -> None:
@@ -83,3 +86,19 @@ def test_a_cache_that_does_not_know_its_teachers_size_has_none(
     assert teacher_parameters(reader) is None
     reader.manifest.provenance["teacher_parameters"] = 7
     assert teacher_parameters(reader) == 7
+
+
+def test_a_few_views_whose_edges_scale_unevenly_are_no_other_rendering(tiny_data: Path, tiny_cache: Path) -> None:
+    """As in CT and MR images: two of eight differ by five levels; three would be too many, so would one by ten."""
+    targets = join(tiny_cache, tiny_data)
+    rows, numbers = targets.clean_rows()[:8], np.arange(8)
+    params = targets.reader.params(rows)
+    views = [render(read_sample(targets.samples[n]), row, 96, "warp") for n, row in zip(numbers, params, strict=True)]
+
+    def brighter(n_views: int, levels: int) -> list[Tensor]:
+        return [(view.int() + levels * (n < n_views)).clamp(0, 255).to(torch.uint8) for n, view in enumerate(views)]
+
+    targets.check_pixels(brighter(2, 5), numbers, rows)
+    for n_views, levels, said in ((3, 5, "3 of 8 views"), (1, 12, "1 of 8 views")):
+        with pytest.raises(CacheMismatch, match=rf"differ by \d+ levels, and those of {said} by more than expected"):
+            targets.check_pixels(brighter(n_views, levels), numbers, rows)

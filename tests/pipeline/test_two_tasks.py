@@ -23,7 +23,7 @@ from pipeline.report.gather import gather
 from pipeline.report.page import render_report
 from pipeline.train import TrainConfig, train
 from pipeline.training.facts import Run
-from pipeline.training.rows import rows_of_task
+from pipeline.training.rows import chosen_by, rows_of_task
 
 from .conftest import TwoTasks
 
@@ -40,14 +40,6 @@ def test_the_page_of_a_training_is_that_of_the_command_task_by_task(two_tasks: T
     ):  # fmt: skip
         assert words in html
     assert {verdict.line.split(": ")[0] for verdict in content.verdicts} == {"dx", "tone"}
-
-
-def test_a_page_without_images_still_has_a_row_for_each_task(two_tasks: TwoTasks) -> None:
-    content = gather(two_tasks.run)
-    html = render_report(content)
-    assert content.answers == {}
-    assert "<h2>Tasks</h2>" in html
-    assert "Scores on" not in html
 
 
 def test_pictures_are_of_what_any_task_shows(two_tasks: TwoTasks, tiny_data: Path) -> None:
@@ -69,20 +61,24 @@ def test_the_best_row_of_a_task_is_of_the_epoch_that_the_run_chose() -> None:
             assert (best["epoch"], best["val_macro_f1"]) == (epoch, values[epoch - 1])
 
 
-def test_a_run_may_be_chosen_by_one_of_its_tasks(
-    two_tasks: TwoTasks, tiny_data: Path, tiny_cache: Path, tmp_path: Path
+def test_a_run_of_other_tasks_is_a_start_and_one_task_may_choose_the_epoch(
+    two_tasks: TwoTasks, tiny_run: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {"workers": 0, "scan": two_tasks.scan, "anyway": True, "report": False}
-    config = dataclasses.replace(ONE_EPOCH, best_by="tone")
-    result = train(tiny_data, two_tasks.cache, tmp_path / "run", config, **options)
+    config = dataclasses.replace(ONE_EPOCH, init=str(tiny_run), best_by="tone")
+    with caplog.at_level("INFO"):
+        result = train(tiny_data, two_tasks.cache, tmp_path / "run", config, **options)
+    assert "the classifier starts at random: that one is for 5 classes, here are 7" in caplog.text
     with (result.path / "metrics.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert result.best_macro_f1 == pytest.approx(float(row["tone/val_macro_f1"]))
     config = dataclasses.replace(ONE_EPOCH, best_by="tune")
     with pytest.raises(SettingError, match="best_by must be mean or dx or tone, got 'tune'; did you mean 'tone'"):
         train(tiny_data, two_tasks.cache, tmp_path / "other", config, **options)
-    config = dataclasses.replace(ONE_EPOCH, best_by="class")
-    assert train(tiny_data, tiny_cache, tmp_path / "single", config, workers=0, report=False).best_epoch == 1
+
+
+def test_the_only_task_of_a_run_may_be_named_to_choose_the_epoch() -> None:
+    assert chosen_by({"val_macro_f1": 0.5}, "class") == chosen_by({"val_macro_f1": 0.5}, "mean") == 0.5
 
 
 def test_the_exported_file_says_the_same_of_both_tasks(two_tasks: TwoTasks, tiny_data: Path, tmp_path: Path) -> None:
@@ -98,24 +94,6 @@ def test_the_exported_file_says_the_same_of_both_tasks(two_tasks: TwoTasks, tiny
     assert list(card["tasks"]) == ["dx", "tone"]
     assert card["classes"] == [f"{task}: {name}" for task, names in card["tasks"].items() for name in names]
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, len(card["classes"]))
-
-
-def test_a_run_of_other_tasks_is_a_start(
-    two_tasks: TwoTasks, tiny_run: Path, tiny_data: Path, tiny_cache: Path, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    start = dataclasses.replace(ONE_EPOCH, init=str(tiny_run))
-    with caplog.at_level("INFO"):
-        train(
-            tiny_data, two_tasks.cache, tmp_path / "two", start, workers=0, scan=two_tasks.scan, anyway=True,
-            report=False,
-        )  # fmt: skip
-    assert "the classifier starts at random: that one is for 5 classes, here are 7" in caplog.text
-    caplog.clear()
-    start = dataclasses.replace(ONE_EPOCH, init=str(two_tasks.run))
-    with caplog.at_level("INFO"):
-        train(tiny_data, tiny_cache, tmp_path / "one", start, workers=0, report=False)
-    assert "the classifier starts at random: that one is for 7 classes, here are 5" in caplog.text
 
 
 def test_a_student_of_two_tasks_teaches_both(

@@ -178,6 +178,9 @@ def test_two_tasks_have_a_row_and_a_section_each(content_of: Content) -> None:
         assert words in text.replace("<b>:", "<b> :").replace("tone:", "tone :"), words
     ids = [value for name, value in read.attributes if name == "id"]
     assert len(ids) == len(set(ids))
+    without = Page(render_report(content_of(tasks=tasks, answers={}, rows=rows[:1], settings=settings))).text
+    assert "tone 2 0.750 0.750 0.750 mean" in re.sub(r" +", " ", without)
+    assert "Scores on" not in without
 
 
 def test_a_class_without_images_is_a_dash(content_of: Content) -> None:
