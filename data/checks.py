@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.decode import decode, n_frames
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.decode import ImageFacts, decode_with_facts, n_frames
 from data.errors import BadFile, BadImage, UnreadableImage
 from data.loaders import read_encoded
 from data.samples import Sample
@@ -26,15 +30,22 @@ class Checked:
     """Why it cannot be decoded or read."""
     n_frames: int = 1
     """Frames or pages, of which the first is used."""
+    facts: ImageFacts | None = None
+    """None of a bad one."""
+    picture: NDArray[np.uint8] | None = None
+    """What `draw` made of its pixels."""
 
 
-def checked(samples: Sequence[Sample]) -> Iterator[Checked]:
-    """Every sample with what is wrong with it, in order, decoded on all cores."""
+def checked(samples: Sequence[Sample], draw: Callable[[Tensor], NDArray[np.uint8]] | None = None) -> Iterator[Checked]:
+    """Every sample with what is wrong with it, in order, decoded on all cores.
+
+    `draw` is given the pixels, uint8 [3, H, W]: for who wants a small picture of each without decoding it once more.
+    """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[Future[Checked]] = deque()
     try:
         for sample in samples:
-            waiting.append(pool.submit(_check, sample))
+            waiting.append(pool.submit(_check, sample, draw))
             if len(waiting) == _WAITING:
                 yield waiting.popleft().result()
         while waiting:
@@ -43,11 +54,11 @@ def checked(samples: Sequence[Sample]) -> Iterator[Checked]:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, too: without waiting for the rest
 
 
-def _check(sample: Sample) -> Checked:
+def _check(sample: Sample, draw: Callable[[Tensor], NDArray[np.uint8]] | None) -> Checked:
     try:
         encoded = read_encoded(sample)
-        decode(encoded, sample.path)
+        pixels, facts = decode_with_facts(encoded, sample.path)
     except BadImage as error:
         is_system = isinstance(error, UnreadableImage)
         return Checked(sample, BadFile(sample.path, error.reason, is_system, sample.key))
-    return Checked(sample, None, n_frames(encoded))
+    return Checked(sample, None, n_frames(encoded), facts, draw(pixels) if draw else None)

@@ -13,11 +13,12 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from data.errors import BadImage, UnreadableImage
@@ -47,6 +48,21 @@ _PILLOW_ERRORS = (
     Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError,
     struct.error, MemoryError,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What a file says of the image in it."""
+
+    format: str
+    """By content, as Pillow calls it: JPEG, PNG, MPO (a JPEG with further ones), ..."""
+    mode: str
+    """As Pillow calls it: RGB, L (gray), P (palette), CMYK, I;16 (16-bit gray), ...; 16-bit colour reads as RGB."""
+    width_px: int
+    height_px: int
+    """Both as decoded, after turning."""
+    orientation: int
+    """EXIF's: 1 upright, 2-8 mirrored or turned when it is decoded."""
 
 
 class _QuietPillow:
@@ -82,13 +98,25 @@ def decode(encoded: bytes, name: str) -> Tensor:
 
     `name` is only for the error. Raises BadImage for anything that is not a whole image.
     """
+    return decode_with_facts(encoded, name)[0]
+
+
+def decode_with_facts(encoded: bytes, name: str) -> tuple[Tensor, ImageFacts]:
+    """`decode`, and what the file says of the image."""
     if not encoded:
         raise BadImage(EMPTY, name)
     with _reasons(encoded, name), Image.open(io.BytesIO(encoded), formats=_FORMATS) as opened:
         _check_pixel_count(opened, name)
         _check_range(opened, name)
+        kind, mode = opened.format, opened.mode
+        # Pillow turns a TIFF, and forgets how, when its pixels are read; a PNG's EXIF may stand behind the pixels.
+        orientation = getattr(opened, "tag_v2", {}).get(ExifTags.Base.Orientation)
         image = _as_rgb(ImageOps.exif_transpose(opened))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        orientation = orientation or opened.getexif().get(ExifTags.Base.Orientation)
+    width_px, height_px = image.size
+    is_known = orientation in range(1, 9)
+    facts = ImageFacts(kind or "", mode, width_px, height_px, int(orientation) if is_known else 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), facts
 
 
 def n_frames(encoded: bytes) -> int:

@@ -80,12 +80,8 @@ def scan_data(root: str | Path, options: ScanOptions = ScanOptions()) -> SampleS
     for notice in found.notices:
         log.info("%s", notice)
     if not gathered.source.options.allow_group_leaks:
-        remedy = "put all images of a group into one split" if found.split_file is None else (
-            f"{found.split_file} splits them, and was made without these groups: delete it to split anew (then other "
-            "images are test, and what was trained has seen some), name another --split-file"
-        )  # fmt: skip
-        refuse_leaks(found.leaks, len({sample.group for sample in found.samples} - {""}), remedy)
-    _check_classes(found)
+        refuse_leaks(found.leaks, len({sample.group for sample in found.samples} - {""}), remedy_of_leaks(found))
+    check_classes(found)
     narrowed = bool(gathered.source.options.only)
     return SampleSet(found.root, found.samples, found.classes, found.bad, found.words, narrowed)
 
@@ -171,7 +167,17 @@ def split_path(source: Source) -> Path:
     return source.root / f"{name}.csv"
 
 
-def _check_classes(found: Survey) -> None:
+def remedy_of_leaks(found: Survey) -> str:
+    """What to do about groups in two splits."""
+    if found.split_file is None:
+        return "put all images of a group into one split"
+    return (
+        f"{found.split_file} splits them, and was made without these groups: delete it to split anew (then other "
+        "images are test, and what was trained has seen some), name another --split-file"
+    )
+
+
+def check_classes(found: Survey) -> None:
     """BadSamples where there is nothing to tell apart."""
     if not found.classes:
         raise BadSamples(f"{found.root} has no image with a label; a classifier needs at least two classes")

@@ -17,6 +17,7 @@ import sys
 import click
 
 from pipeline.commands.cache import cache
+from pipeline.commands.data import data
 from pipeline.commands.demo import demo
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.imports import cache_import
@@ -104,6 +105,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
 
     \b
     softlabel demo                            see the whole of it, without data or download
+    softlabel data check DATA                 are the images ready? Splits, classes, bad files, leaks
     softlabel teacher fit DATA --from M -o T  before it, if you like: a teacher that knows your images
     softlabel cache build DATA -o t.h5        stage one: the teacher's logits of every view
     softlabel cache verify t.h5               is it what it was? (also: cache info, cache merge)
@@ -130,5 +132,5 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
 
 for command in (cache_import, probe, rehead):
     cache.add_command(command)
-for command in (demo, teacher, cache, train, evaluate, export, predict, report):
+for command in (demo, data, teacher, cache, train, evaluate, export, predict, report):
     cli.add_command(command)

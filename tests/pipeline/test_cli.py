@@ -18,7 +18,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.mark.parametrize(
     "command",
-    ["", "teacher", "teacher fit", "cache",
+    ["", "data", "data check", "teacher", "teacher fit", "cache",
      *("cache " + verb for verb in ("build", "import", "info", "merge", "probe", "rehead", "verify")),
      "train", "evaluate", "report", "export", "predict", "demo"],
 )  # fmt: skip
