@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.errors import BadSamples, bullet_list
 from data.samples import Sample
-from data.tables import ImageNames, read_table
+from data.sources.tables import ImageNames, read_table
 
 EACH_IMAGE = "image"
 """The grouping in which every image is a group of its own."""
@@ -34,7 +34,7 @@ def read_groups(
     """Content key -> group, from a CSV with a row an image; BadSamples lists every image whose group is not certain.
 
     An image's row has its relative path, file name or file name without suffix in `image_column` (None: the first of
-    `data.tables.IMAGE_COLUMNS` there is). Images that are not `required` may have no row; they are absent then.
+    `data.sources.tables.IMAGE_COLUMNS` there is). Images that are not `required` may have no row; they are absent then.
     """
     said, shared = _said(samples, file, column, image_column)
     found: dict[bytes, str] = {}

@@ -21,7 +21,7 @@ from data.near_duplicates import PICTURE_PX, NearDuplicateConfig, gray_picture, 
 from data.options import ScanOptions
 from data.samples import Sample
 from data.scan import Survey, survey
-from data.sources import described
+from data.sources.resolve import described
 
 
 @dataclass

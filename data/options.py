@@ -1,6 +1,6 @@
 """How a data set is to be read. Imports nothing heavy, so that a command line can make it at once.
 
-Reads no file: `data.sources` finds out what DATA is, `data.scan` reads it.
+Reads no file: `data.sources.resolve` finds out what DATA is, `data.scan` reads it.
 Run: softlabel cache build DATA --csv metadata.csv --label-column dx --group-column lesion_id -o t.h5
 """
 
@@ -25,12 +25,12 @@ _NOT_WORDS = frozenset({"memo", "downloads", "remember_split", "collect_bad_file
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """How DATA becomes samples. What is not given may stand in a data set file (`data.sources`)."""
+    """How DATA becomes samples. What is not given may stand in a data set file (`data.sources.resolve`)."""
 
     csv: Path | None = None
     """Table with a row an image; a relative path is looked for in the working folder, then in DATA."""
     image_column: str | None = None
-    """Its column of images; None: the first of `data.tables.IMAGE_COLUMNS` there is."""
+    """Its column of images; None: the first of `data.sources.tables.IMAGE_COLUMNS` there is."""
     label_columns: tuple[str, ...] = ()
     """Its columns of class names; each is a task of its own."""
     one_hot: tuple[str, ...] = ()

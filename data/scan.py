@@ -14,11 +14,11 @@ from pathlib import Path
 from data.duplicates import Conflict, GroupLeak, group_leaks, refuse_conflicts, refuse_leaks, without_repeats
 from data.errors import BadFile, BadImage, BadOption, BadSamples
 from data.files import check_bad_files, hash_files, listed, notice_of_names
-from data.folders import in_folders
 from data.options import ScanOptions, flag_of
-from data.rows import in_table
 from data.samples import FOLDER_TASK, Sample, SampleSet
-from data.sources import Source, resolve
+from data.sources.folders import in_folders
+from data.sources.resolve import Source, resolve
+from data.sources.rows import in_table
 from data.splits import SPLITS, joint_labels, load_or_make, load_or_make_folds
 from data.subsets import classes_of, subset, wanted_classes
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.errors import DataNotFound
 from data.options import ScanOptions
-from data.sources import is_data_set_file, is_table
+from data.sources.resolve import is_data_set_file, is_table
 from data.splits import SPLITS
 from pipeline.answers import Answering, cache_of
 from pipeline.bad_images import opened, scan_like
@@ -46,7 +46,7 @@ class EvaluateConfig:
     csv: Path | None = None
     """Table with a row an image, for the columns below."""
     image_column: str | None = None
-    """Its column of images; None: the first of `data.tables.IMAGE_COLUMNS` there is."""
+    """Its column of images; None: the first of `data.sources.tables.IMAGE_COLUMNS` there is."""
     group_column: str | None = None
     """Which images belong together: the bootstrap draws whole groups. None: each image is one."""
     subgroup_columns: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ def share_table(
     It is the images' table where their labels, splits or groups are named, and with `alone` where the command has
     no columns of its own to read from it.
     """
-    from data.sources import described, is_data_set_file, is_download, is_table, look_for
+    from data.sources.resolve import described, is_data_set_file, is_download, is_table, look_for
 
     named = {name: settings[name] for name in ("csv", "image_column", "group_column") if settings.get(name)}
     nothing = {**settings, "csv": None, "image_column": None}

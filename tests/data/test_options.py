@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data.errors import BadOption, BadSamples, DataError, DataNotFound
 from data.options import ScanOptions, comma_list, split_commas
 from data.samples import SampleSet
-from data.sources import described
+from data.sources.resolve import described
 
 Scan = Callable[..., SampleSet]
 Files = Callable[..., Path]

@@ -1,6 +1,6 @@
 """Tables with a row an image: read them, and find the image that a row means. Knows no labels, groups or splits.
 
-Hashes nothing and decodes nothing. `data.rows` makes samples of a table, `data.groups` reads groups off one.
+Hashes nothing and decodes nothing. `data.sources.rows` makes samples of a table, `data.groups` reads groups off one.
 Run: softlabel cache build DATA --csv metadata.csv --label-column dx -o t.h5
 """
 

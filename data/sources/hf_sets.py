@@ -1,6 +1,7 @@
 """The labelled images of data sets of the Hugging Face hub, or of a local folder that `datasets` reads.
 
-Writes no folder (`data.downloads` does). Run: softlabel cache build hf:marmal88/skin_cancer --label-column dx -o t.h5
+Writes no folder (`data.sources.downloads` does).
+Run: softlabel cache build hf:marmal88/skin_cancer --label-column dx -o t.h5
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.downloads import Item, Splits, first_line, suffix_of
 from data.errors import BadOption, DataError, did_you_mean
-from data.found import SPLIT_NAMES, split_of
+from data.sources.downloads import Item, Splits, first_line, suffix_of
+from data.sources.found import SPLIT_NAMES, split_of
 
 if TYPE_CHECKING:
     from data.options import ScanOptions

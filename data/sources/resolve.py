@@ -1,7 +1,8 @@
 """What DATA is: a folder, a table, a data set file (YAML), or a public data set; and all settings that go with it.
 
-Lists no images (`data.folders` and `data.rows` do). A data set file has the settings of `ScanOptions` as keys, and
-paths relative to itself; what is given on the command line wins. Run: softlabel train ham.yaml t.h5 -o RUN
+Lists no images (`data.sources.folders` and `data.sources.rows` do). A data set file has the settings of `ScanOptions`
+as keys, and paths relative to itself; what is given on the command line wins.
+Run: softlabel train ham.yaml t.h5 -o RUN
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data.downloads import is_download as is_download
-from data.downloads import materialise
 from data.errors import BadOption, DataNotFound, did_you_mean
 from data.options import ScanOptions, flag_of
+from data.sources.downloads import is_download as is_download
+from data.sources.downloads import materialise
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_SUFFIXES = (".yaml", ".yml")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import torchvision_sets
-from data.downloads import bmp
 from data.errors import BadOption, DataError
 from data.options import ScanOptions
 from data.samples import SampleSet, content_key
 from data.scan import scan_data
+from data.sources import torchvision_sets
+from data.sources.downloads import bmp
 
 Scan = Callable[..., SampleSet]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from data.errors import BadFile, BadSamples, DataNotFound, bullet_list
 from data.files import images_below
-from data.folders import in_folders
-from data.found import SPLIT_NAMES, Found, Listing, split_of
 from data.options import ScanOptions
 from data.samples import FOLDER_TASK
-from data.tables import ImageNames, Row, Table, read_table
+from data.sources.folders import in_folders
+from data.sources.found import SPLIT_NAMES, Found, Listing, split_of
+from data.sources.tables import ImageNames, Row, Table, read_table
 
 _BITS = {"0": False, "0.0": False, "False": False, "": False, "1": True, "1.0": True, "True": True}
 

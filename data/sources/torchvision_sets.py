@@ -1,4 +1,4 @@
-"""The labelled images of torchvision's data sets. Writes no folder (`data.downloads` does).
+"""The labelled images of torchvision's data sets. Writes no folder (`data.sources.downloads` does).
 
 Run: softlabel cache build torchvision:CIFAR10 -o t.h5
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.downloads import Item, Splits, bmp, first_line
 from data.errors import BadOption, DataError, did_you_mean
+from data.sources.downloads import Item, Splits, bmp, first_line
 
 if TYPE_CHECKING:
     from data.options import ScanOptions

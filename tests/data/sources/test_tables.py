@@ -12,7 +12,7 @@ from data.errors import BadImage, BadSamples, DataError, DataNotFound
 from data.options import ScanOptions
 from data.samples import SampleSet
 from data.scan import scan_data, survey
-from data.tables import ImageNames, read_table, stem
+from data.sources.tables import ImageNames, read_table, stem
 
 Scan = Callable[..., SampleSet]
 Files = Callable[..., Path]

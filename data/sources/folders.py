@@ -13,8 +13,8 @@ from pathlib import Path
 from data.decode import IMAGE_SUFFIXES
 from data.errors import BadSamples, DataNotFound
 from data.files import images_below, notice_of_others, subfolders
-from data.found import SPLIT_NAMES, Found, Listing, split_of
 from data.samples import FOLDER_TASK
+from data.sources.found import SPLIT_NAMES, Found, Listing, split_of
 
 UNLABELLED_FOLDERS = ("_unlabelled", "_unlabeled")
 _LAYOUTS = "DATA/<split>/<class>/* or DATA/<class>/*"

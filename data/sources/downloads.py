@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import BadOption, DataError
-from data.folders import UNLABELLED_FOLDERS
+from data.sources.folders import UNLABELLED_FOLDERS
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
@@ -54,9 +54,9 @@ def materialise(data: str | Path, options: ScanOptions) -> Path:
     try:
         raw.mkdir(parents=True, exist_ok=True)
         if source == "torchvision":
-            from data.torchvision_sets import splits_of
+            from data.sources.torchvision_sets import splits_of
         else:
-            from data.hf_sets import splits_of
+            from data.sources.hf_sets import splits_of
         splits = splits_of(name, raw, options)
         _write(splits, folder, str(data))
     except OSError as error:
