@@ -1,7 +1,7 @@
 """The files of a data set: which are named like images, what is wrong with them, the content key of each. Decodes none.
 
-Knows no classes, tables or splits (`data.sources`, `data.splits` do). Nothing but a regular file is ever opened: to read
-a named pipe would be to wait for ever.
+Knows no classes, tables or splits (`data.sources`, `data.splits` do). Nothing but a regular file is ever opened: to
+read a named pipe would be to wait for ever.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Measuring:
             answering.labels(split)
         questions = self._questions([sample for split in wanted for sample in answering.samples(split)])
         answers = {split: answering.answers(split) for split in splits}
-        leaks = (self._leak(split, questions.group_of) for split in wanted if questions.group_of is not None)
+        leaks = (self._leak(split, questions) for split in wanted)
         lacking = answering.notices(wanted)
         measured = {task: [split for split in wanted if task in answers[split]] for task in answering.tasks}
         unmeasured = (lacking[task] for task, splits in measured.items() if not splits)
@@ -75,16 +75,18 @@ class Measuring:
         is_other = is_asked and others is not None and others.split != answers.split
         return evaluate_split(answers, self._answering.tasks[task], questions, others if is_other else None)
 
-    def _leak(self, split: str, group_of: Mapping[bytes, str]) -> str:
+    def _leak(self, split: str, questions: Questions) -> str:
         """What to say where images of a split share their group with one that the student learned from."""
-        learned = self._answering.learned or frozenset()
+        learned, group_of = self._answering.learned or frozenset(), questions.group_of
+        if group_of is None:
+            return ""
         met = {group_of[key] for key in learned if key in group_of}
         samples = self._answering.samples(split)
         shared = [sample for sample in samples if sample.key not in learned and group_of[sample.key] in met]
         if not shared:
             return ""
         return (
-            f"{len(shared):,} of {len(samples):,} {split} images share their {self._config.group_column} with one that "
+            f"{len(shared):,} of {len(samples):,} {split} images share their {questions.unit} with one that "
             f"the student learned from (first: {shared[0].name}): their scores are too good for new ones"
         )
 
@@ -109,6 +111,9 @@ class Measuring:
             n_resamples=config.n_resamples, seed=config.seed,
             sensitivity_of=self._group, at_specificity=config.at_specificity,
         )  # fmt: skip
+        if config.group_column is None and any(sample.group for sample in samples):  # DATA says them itself
+            groups = {sample.key: sample.group or sample.key.hex() for sample in self._answering.every_sample}
+            questions = replace(questions, group_of=groups, unit="group")
         if config.csv is None:
             return questions
         if config.group_column is not None:

@@ -285,3 +285,17 @@ def test_a_class_without_images_in_the_split_is_a_dash_and_valid_json(
     described = json.loads(json.dumps(result.to_dict(), allow_nan=False))["splits"]["test"]
     assert described["student"]["per_class"]["melanoma"]["f1"] is None
     assert any(line.split() == ["melanoma", "-", "-", "-", "-", "0"] for line in result.to_table().splitlines())
+
+
+def test_groups_that_a_data_set_file_says_are_drawn_whole(
+    cli: Callable[..., tuple[int, str, str]], tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    names = [path.relative_to(tiny_data).as_posix() for path in sorted(tiny_data.rglob("*.png"))]
+    rows = [f"{name},{name.split('/')[0]} {number // 3}" for number, name in enumerate(names)]
+    (tmp_path / "patients.csv").write_text("\n".join(["image,patient", *rows]), encoding="utf-8")
+    described = tmp_path / "data.yaml"
+    described.write_text(f"root: {tiny_data}\ncsv: patients.csv\ngroup_column: patient\n", encoding="utf-8")
+    code, out, said = cli("evaluate", tiny_run, described, "--split", "test", "--json", "-")
+    assert code == 0, said
+    found = json.loads(out)["splits"]["test"]
+    assert (found["unit"], found["n_units"]) == ("group", 5)
