@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch
 from data.errors import bullet_list
-from data.samples import Sample
+from data.samples import FOLDER_TASK, Sample
 from pipeline.bad_images import decodable
 from pipeline.repair.remedies import advice_other_classes, derived_by
 from pipeline.scores.table import imported_from
 from pipeline.targets import StoredTask, TeacherTargets, read_by_training, view_policy
-from pipeline.tasks import Tasks, label_numbers, matching_task
+from pipeline.tasks import ASKED_AS, Tasks, label_numbers, matching_task
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,19 @@ def join(
         column = {known: number for number, known in enumerate(reader.tasks.get(str(name), ()))}
         if set(tasks[task]) <= set(column):
             stored[task] = StoredTask(str(name), tuple(column[known] for known in tasks[task]))
+    _tell_of_another_column(reader, tasks)
     asked = Tasks(tasks)
     return {
         name: TeacherTargets(reader, samples, index_N[name], label_numbers(samples, asked), asked, stored)
         for name, samples in groups.items()
     }
+
+
+def _tell_of_another_column(reader: CacheReader, tasks: Mapping[str, Sequence[str]]) -> None:
+    """Two columns of yes and no have the same classes, and ask for other things: nobody but the user can tell."""
+    (task, *others), column = tasks, reader.manifest.provenance.get(ASKED_AS)
+    if not others and isinstance(column, str) and task not in (column, FOLDER_TASK):
+        log.info("the cache was built for the column %s; here %s is taken for the same task", column, task)
 
 
 def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:

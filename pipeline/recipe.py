@@ -22,7 +22,7 @@ from data.views import COLUMNS, ViewPolicy
 from pipeline.errors import SettingError, TeacherError, did_you_mean, is_encodable
 from pipeline.process import MAX_SEED, resolve_device
 from pipeline.targets import SEEN
-from pipeline.tasks import Tasks
+from pipeline.tasks import ASKED_AS, Tasks
 from pipeline.teachers.description import TeacherDescription, read_description
 from pipeline.teachers.hub import DEFAULT_TEACHER
 from pipeline.teachers.loading import name_without_path, open_teacher
@@ -126,6 +126,12 @@ def feature_shapes(teacher: Teacher, config: BuildConfig) -> FeatureShapes:
     }
 
 
+def asked_as(images: SampleSet) -> dict[str, Any]:
+    """The part of a provenance that says which column a single task was, where it was one."""
+    task = Tasks(images.classes).only if len(images.classes) == 1 else FOLDER_TASK
+    return {} if task == FOLDER_TASK else {ASKED_AS: task}
+
+
 def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Manifest:
     """All of it but what is known once rows are computed."""
     tasks, _ = stored_tasks(images, teacher.classes)
@@ -140,6 +146,7 @@ def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Man
     provenance = {
         "teacher": name_without_path(config.teacher),
         "teacher_parameters": teacher.n_parameters,
+        **asked_as(images),
         **origin("torch", "torchvision", "transformers"),
     }
     return Manifest(identity, provenance)

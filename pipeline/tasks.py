@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from data.samples import FOLDER_TASK, Sample
 
+ASKED_AS = "task"
+"""The field of a cache's provenance with the column that its single task was, in a table."""
 UNLABELLED = -1
 """The number of the class of a sample that has no label."""
 

@@ -22,13 +22,14 @@ from cache.combine import tolerance_logits
 from cache.errors import CacheMismatch
 from data.loaders import TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
+from data.samples import SampleSet
 from data.scan import scan_data
 from data.views import ViewPolicy
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.errors import SettingError
 from pipeline.outputs import check_output_file
 from pipeline.process import MAX_SEED, deferred_interrupts
-from pipeline.recipe import IDENTITY_VERSION, origin, stored_tasks, view_identity
+from pipeline.recipe import IDENTITY_VERSION, asked_as, origin, stored_tasks, view_identity
 from pipeline.scores.matching import MatchedScores, check_classes, match_images
 from pipeline.scores.table import IMPORTED, KINDS, PROBABILITY_FLOOR, ScoreTable, read_scores
 from pipeline.tasks import Tasks
@@ -113,7 +114,7 @@ def import_scores(
     images = matched.images
     if n_raised:
         log.info("%s probabilities below %g count as that", f"{n_raised:,}", PROBABILITY_FLOOR)
-    with SegmentedWriter(Path(out), _manifest(table, tasks, config, n_raised), {}) as writer:
+    with SegmentedWriter(Path(out), _manifest(table, images, tasks, config, n_raised), {}) as writer:
         _check_standing(writer, matched, logits, table.path)
         wanted = wanted_rows(images, views, writer.done)
         n_rows = sum(len(missing) for _, missing in wanted)
@@ -144,7 +145,7 @@ def _logits(table: ScoreTable, columns: Mapping[str, list[int]], kind: str) -> t
     return {task: logits_RC for task, (logits_RC, _) in found.items()}, sum(n for _, n in found.values())
 
 
-def _manifest(table: ScoreTable, tasks: Tasks, config: ImportConfig, n_raised: int) -> Manifest:
+def _manifest(table: ScoreTable, images: SampleSet, tasks: Tasks, config: ImportConfig, n_raised: int) -> Manifest:
     identity = {
         "identity_version": IDENTITY_VERSION,
         "tasks": [{"name": task, "classes": list(classes)} for task, classes in tasks.items()],
@@ -162,6 +163,7 @@ def _manifest(table: ScoreTable, tasks: Tasks, config: ImportConfig, n_raised: i
         "teacher": config.name or table.path.stem,
         "scores": table.path.name,
         "raised_probabilities": n_raised,
+        **asked_as(images),
         **origin("numpy", "torch", "torchvision"),
     }
     return Manifest(identity, provenance)

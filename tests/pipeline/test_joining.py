@@ -134,6 +134,21 @@ def test_a_single_task_is_the_same_whatever_the_cache_calls_it(
     np.testing.assert_array_equal(renamed.teacher_logits(rows), own.teacher_logits(rows))
 
 
+@pytest.mark.parametrize(
+    ("column", "task", "is_told"), [("sex", "dx", True), ("dx", "dx", False), ("dx", "class", False)]
+)
+def test_another_column_with_the_same_classes_is_said(
+    tiny_data: Path, tiny_cache: Path, resealed: Resealed, caplog: pytest.LogCaptureFixture,
+    column: str, task: str, is_told: bool,
+) -> None:  # fmt: skip
+    images = scan_data(tiny_data)
+    samples = [dataclasses.replace(s, labels={task: s.labels[FOLDER_TASK]}) for s in images.of_split("train")]
+    other = resealed(tiny_cache, provenance={"task": column})
+    with caplog.at_level(logging.INFO):
+        joining.join(CacheReader(other), {"train": samples}, ["DATA"], {task: images.classes[FOLDER_TASK]})
+    assert (f"built for the column {column}; here {task} is taken for the same task" in caplog.text) == is_told
+
+
 def test_views_that_this_version_cannot_render_are_one_line(
     tiny_data: Path, tiny_cache: Path, resealed: Resealed
 ) -> None:
