@@ -52,7 +52,9 @@ class BadOption(DataError, ValueError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    near = [name for name in names if name.casefold() == word.casefold()]
+    near = near or difflib.get_close_matches(word, names, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

@@ -32,6 +32,8 @@ MAX_LISTED = 100
 """Bad files that a message lists."""
 _BATCH = 990
 """Files that are looked up, hashed and remembered at a time: sqlite takes 999 values in a query."""
+_OUTPUTS = frozenset({"best.pt", "last.pt", "seeds.json", "metrics.json", "fit_config.json", "demo.log"})
+"""Files of which each folder that our commands write has one: its figures are no images of a class."""
 _KINDS = (
     (stat.S_ISDIR, "a folder that is named like an image"),
     (stat.S_ISFIFO, "a named pipe, not a file"),
@@ -63,9 +65,9 @@ class ImageFiles:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, in path order; hidden ones and the parts of an unfinished cache are none."""
+    """The folders in a folder, in path order; hidden ones and those that our commands write are none."""
     folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(path for path in folders if not _is_of_a_build(path))
+    return sorted(path for path in folders if not (_is_of_a_build(path) or _has_outputs(os.listdir(path))))
 
 
 def images_below(folder: str | Path) -> ImageFiles:
@@ -85,6 +87,8 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], found: ImageFiles, *, 
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         found.bad.append(_bad_file(folder, error))
+        return
+    if not at_top and _has_outputs([entry.name for entry in listed]):
         return
     for entry in listed:
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -108,6 +112,11 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], found: ImageFiles, *, 
             found.bad.append(BadFile(entry.path, "a link that leads back into a folder above it"))
         elif not _is_of_a_build(Path(entry.path)):
             _walk(entry.path, above | {_identity(status)}, found)
+
+
+def _has_outputs(names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names is a run, a fit or an evaluation that was written among the images."""
+    return not _OUTPUTS.isdisjoint(names)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

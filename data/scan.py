@@ -7,7 +7,8 @@ Run: softlabel cache build DATA -o t.h5
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:
     samples, notices = subset(samples, wanted, source.options.max_per_class)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.key, sample.name))
     classes = classes_of(samples)
+    notices = [*notices, *_spelt_alike(classes)]
     order = [*source.options.label_columns, *classes]
     return Survey(
         root=source.root, words=words, samples=tuple(samples),
@@ -125,6 +127,16 @@ def _complete(gathered: _Gathered, words: tuple[str, ...]) -> Survey:
         conflicts=tuple(gathered.conflicts), leaks=tuple(leaks), bad=tuple(gathered.bad),
         notices=(*gathered.notices, *notices), split_file=split_file,
     )  # fmt: skip
+
+
+def _spelt_alike(classes: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What to say of classes that nobody would tell apart on purpose."""
+    for task, names in classes.items():
+        spelt = defaultdict[str, list[str]](list)
+        for name in names:
+            spelt[name.casefold()].append(name)
+        if alike := [" and ".join(each) for each in spelt.values() if len(each) > 1]:
+            yield f"classes of {task} that differ in capitals alone: {', '.join(alike)}"
 
 
 def _split(samples: Sequence[Sample], source: Source) -> tuple[list[Sample], Path | None]:

@@ -141,6 +141,13 @@ class Answering:
         return np.array([column[label] for label in labels], np.int64)
 
 
+def said_groups(samples: Sequence[Sample]) -> dict[bytes, str] | None:
+    """Content key -> the group that DATA says, an image without one by itself; None where it says none."""
+    if not any(sample.group for sample in samples):
+        return None
+    return {sample.key: sample.group or sample.key.hex() for sample in samples}
+
+
 def in_words_of(tasks: Tasks, images: SampleSet) -> SampleSet:
     """The images with the labels that a student of these tasks can be asked about, called as it calls its tasks.
 

@@ -114,7 +114,9 @@ def verdict(found: Inspection) -> str:
     left = [problem for problem in problems(found) if not problem.is_allowed]
     if not left:
         n_images = len(found.survey.samples) - sum(file.key is not None for file in found.bad)
-        return f"OK: `softlabel cache build {shlex.join(found.survey.words)}` takes {counted(n_images, 'image')}"
+        return (
+            f"OK: `softlabel cache build {shlex.join(found.survey.words)} -o t.h5` takes {counted(n_images, 'image')}"
+        )
     told = (f"{one.what} ({one.remedy}{f', or pass {one.flag}' if one.flag else ''})" for one in left)
     return f"NOT OK: {'; '.join(told)}"
 
@@ -160,7 +162,8 @@ def origin_of_splits(found: Inspection) -> str:
         if not any(sample.labels for sample in found.survey.samples):
             return "no image has a label: all are train"
         return f"the column {options.split_column}" if options.split_column else "the folders"
-    how = "drawn by class" + ", groups whole" * (groups_of(found.survey) is not None)
+    are_whole = groups_of(found.survey) is not None and not found.survey.leaks
+    how = "drawn by class" + ", groups whole" * are_whole
     if options.folds is not None:
         which = (
             f"fold {options.fold} of {options.folds} is test" if options.fold else f"{options.folds} folds, all train"

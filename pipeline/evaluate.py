@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataNotFound
 from data.options import ScanOptions
-from data.sources.resolve import is_data_set_file, is_table
 from data.splits import SPLITS
 from pipeline.answers import Answering, cache_of
+from pipeline.arguments import check_model_and_data
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
 from pipeline.inference import Student, load_student
@@ -91,7 +90,7 @@ def evaluate(
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
     Of a student of one task; RunError for others, which `evaluate_tasks` takes.
     """
-    check_arguments(model, data)
+    check_model_and_data(model, data)
     student = load_student(model, resolve_device(device))
     if len(tasks := student.card.tasks) > 1:
         raise RunError(f"{model} answers several tasks: evaluate_tasks measures each of {', '.join(tasks)}")
@@ -110,7 +109,7 @@ def evaluate_tasks(
     scan: ScanOptions = ScanOptions(),
 ) -> TasksEvaluation:
     """As `evaluate`, of a student of any number of tasks: each of those that DATA has labels of, and their means."""
-    check_arguments(model, data)
+    check_model_and_data(model, data)
     student = load_student(model, resolve_device(device))
     return _evaluated(student, model, data, config, cache, workers, scan)
 
@@ -135,7 +134,7 @@ def evaluate_seeds(
     scan: ScanOptions = ScanOptions(),
 ) -> SeedsEvaluation | TasksSeedsEvaluation:
     """Evaluate each run of `train --seeds` alike: mean and standard deviation over the seeds."""
-    check_arguments(folder, data)
+    check_model_and_data(folder, data)
     students = {path.name: load_student(path, resolve_device(device)) for path in seed_runs(folder)}
     tasks = {name: student.card.every_task for name, student in students.items()}
     if differing := [name for name, of_run in tasks.items() if list(of_run) != list(next(iter(tasks.values())))]:
@@ -161,16 +160,6 @@ def evaluate_any(
     return next(iter(found.tasks.values())) if found.is_single else found
 
 
-def check_arguments(model: str | Path, data: str | Path, verb: str = "evaluate") -> None:
-    """RunError or DataNotFound where MODEL or DATA is something else that has its place on the command line."""
-    if _is_cache(model):
-        raise RunError(f"{model} is a cache, no student: name a run folder or an exported file; the cache is --cache's")
-    if _is_cache(data):
-        raise DataNotFound(f"{data} is a cache, no folder of images: the order is MODEL DATA, the cache is --cache's")
-    if Path(model).is_dir() and not _is_model(model) and _is_model(data):
-        raise RunError(f"{model} is no student, and {data} is one: the order is `softlabel {verb} MODEL DATA`")
-
-
 def _of_tasks(student: Student, model: str | Path, measuring: Measuring) -> TasksEvaluation:
     tasks, notices = measuring.evaluations(str(model), _notices(student))
     return TasksEvaluation(
@@ -188,18 +177,3 @@ def _notices(student: Student) -> tuple[str, ...]:
     except RunError as interrupted:
         return (f"these are the scores of the best student so far: {interrupted}",)
     return ()
-
-
-def _is_cache(path: str | Path) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(8) == b"\x89HDF\r\n\x1a\n"
-    except OSError:
-        return False
-
-
-def _is_model(path: str | Path) -> bool:
-    folder = Path(path)
-    if is_table(path) or is_data_set_file(path):
-        return False
-    return folder.is_file() or any((folder / name).exists() for name in ("best.pt", "last.pt")) or bool(seed_runs(path))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from data.errors import BadSamples, DataNotFound
 from data.groups import read_groups
 from data.samples import Sample
-from pipeline.answers import Answering
+from pipeline.answers import Answering, said_groups
 from pipeline.metrics.evaluation import Answers, Evaluation, SplitEvaluation
 from pipeline.metrics.scoring import Questions, evaluate_split
 from pipeline.metrics.sensitivity import group_of_task
@@ -111,9 +111,8 @@ class Measuring:
             n_resamples=config.n_resamples, seed=config.seed,
             sensitivity_of=self._group, at_specificity=config.at_specificity,
         )  # fmt: skip
-        if config.group_column is None and any(sample.group for sample in samples):  # DATA says them itself
-            groups = {sample.key: sample.group or sample.key.hex() for sample in self._answering.every_sample}
-            questions = replace(questions, group_of=groups, unit="group")
+        if config.group_column is None and (said := said_groups(self._answering.every_sample)) is not None:
+            questions = replace(questions, group_of=said, unit="group")
         if config.csv is None:
             return questions
         if config.group_column is not None:

@@ -28,6 +28,7 @@ from cache.errors import printable
 from data.loaders import StudentLoader, ViewMemory, default_workers
 from data.options import ScanOptions
 from data.samples import Sample, SampleSet
+from pipeline.arguments import check_data_and_cache
 from pipeline.bad_images import scan_like
 from pipeline.errors import OutputExists, RunError, SettingError, did_you_mean
 from pipeline.gate.check import check_teacher, short_lines
@@ -92,6 +93,7 @@ def train(
     On one machine's CPU and thread count a resumed run ends with the numbers of an undisturbed one; GPU kernels add up
     in no fixed order.
     """
+    check_data_and_cache(data, cache, "train DATA CACHE")
     check_output_folder(out)
     run = RunFolder(out)
     if not resume:

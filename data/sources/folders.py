@@ -43,7 +43,7 @@ def in_folders(root: Path) -> Listing:
         raise DataNotFound(
             f"no images in {root}; expected {_LAYOUTS} with files named {suffixes}{'; ' * bool(notice)}{notice}"
         )
-    notices = [one for one in (notice, notice_of_others(there.ignored)) if one]
+    notices = [one for one in (notice, notice_of_others(there.ignored), _of_empty(root, every, has_splits)) if one]
     return Listing(found, bad=there.bad, notices=notices)
 
 
@@ -78,6 +78,16 @@ def _found(path: str, part: _Parts, has_splits: bool) -> Found | None:
         return None
     labels = {} if folders[0] in UNLABELLED_FOLDERS else {FOLDER_TASK: folders[0]}
     return Found(path, "/".join(part), split, labels)
+
+
+def _of_empty(root: Path, parts: Sequence[_Parts], has_splits: bool) -> str:
+    """What to say of class folders that hold no image anywhere: they are no class, and columns move up."""
+    around = subfolders(root)
+    if has_splits:
+        around = [label for split in around if split_of(split.name) for label in subfolders(split)]
+    classes = {part[1 if has_splits else 0] for part in parts if len(part) > (2 if has_splits else 1)}
+    empty = sorted({folder.name for folder in around} - classes - set(UNLABELLED_FOLDERS))
+    return f"folders without an image, which are no class: {', '.join(empty)}" if empty else ""
 
 
 def _of_loose(loose: Sequence[str]) -> str:

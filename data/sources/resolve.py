@@ -7,6 +7,7 @@ Run: softlabel train ham.yaml t.h5 -o RUN
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from data.sources.downloads import materialise
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_SUFFIXES = (".yaml", ".yml")
+_SPREADSHEETS = (".xls", ".xlsx", ".ods", ".numbers")
 _ALIASES = {"label_column": "label_columns", "image_dir": "image_dirs", "folder": "root"}
 _OF_THE_COMMAND = frozenset({"memo", "downloads", "remember_split", "skip_bad_images", "collect_bad_files"})
 """What a data set file cannot say: it is of the machine, or of what is done just now."""
@@ -59,6 +61,8 @@ def described(data: str | Path, options: ScanOptions) -> Source:
             raise BadOption(f"DATA is the table {root}, and --csv names another one, {options.csv}: name one")
         root, options = root.parent, replace(options, csv=root)
     elif root.is_file():
+        if root.suffix.lower() in _SPREADSHEETS:
+            raise DataNotFound(f"{root} is a spreadsheet: save it as CSV (UTF-8)")
         raise DataNotFound(f"{root} is a file; expected a folder, a table (.csv) or a data set file (.yaml)")
     if options.csv is None:
         _check_no_table(options, "")
@@ -116,7 +120,9 @@ def _settings(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        loaded: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        loaded: Any = yaml.safe_load(text)
+        repeated = _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise DataNotFound(f"cannot read the data set file {file} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -127,7 +133,7 @@ def _settings(file: Path) -> dict[str, Any]:
         raise BadOption(f"{file} describes no data set; expected lines such as `csv: metadata.csv`")
     known = {"root", *_KINDS} - _OF_THE_COMMAND
     found: dict[str, Any] = {}
-    problems = []
+    problems = [f"'{key}' is said twice" for key in repeated]
     for key, value in loaded.items():
         word = str(key).replace("-", "_")
         name = _ALIASES.get(word, word)
@@ -145,6 +151,13 @@ def _settings(file: Path) -> dict[str, Any]:
     if problems:
         raise BadOption(f"{file}: {'; '.join(problems)}")
     return found
+
+
+def _repeated_keys(node: Any) -> list[str]:
+    """Keys that stand twice at the top: YAML takes the last one without a word."""
+    pairs = node.value if isinstance(getattr(node, "value", None), list) else []
+    counts = Counter(str(pair[0].value) for pair in pairs if isinstance(pair, tuple))
+    return [key for key, count in counts.items() if count > 1]
 
 
 def _value(kind: str, value: Any, folder: Path) -> Any:

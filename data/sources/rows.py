@@ -42,6 +42,8 @@ def in_table(root: Path, file: Path, options: ScanOptions) -> Listing:
     table = read_table(file)
     image_column = table.image_column(options.image_column)
     _check_columns(table, (image_column, *options.columns))
+    if not table.rows:
+        raise BadSamples(f"{file} has a header and no rows: expected a row an image")
     one_hot = options.one_hot
     notices = []
     if not options.label_columns and not one_hot and (one_hot := _one_hot_columns(table, image_column, options)):

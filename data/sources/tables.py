@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a header. Cells are stripped; a row that ends early has empty ones."""
+    """A table with a header. Cells are stripped; every row has one for each column."""
 
     file: Path
     columns: tuple[str, ...]
@@ -61,7 +61,7 @@ class Table:
 def read_table(file: Path) -> Table:
     """The table in a CSV file, whose cells stand between commas, semicolons or tabs.
 
-    DataNotFound where it cannot be read; BadSamples lists rows with more cells than the header has columns.
+    DataNotFound where it cannot be read; BadSamples lists rows with more or fewer cells than the header has columns.
     """
     try:
         text = file.read_bytes()
@@ -77,14 +77,13 @@ def read_table(file: Path) -> Table:
         rows = [Row(reader.line_num, tuple(cell.strip() for cell in cells)) for cells in reader if any(cells)]
     except csv.Error as error:
         raise BadSamples(f"{file} is no CSV table: line {reader.line_num}: {error}") from error
-    if longer := [row for row in rows if any(row.cells[len(columns) :])]:
+    if other := [row for row in rows if len(row.cells) < len(columns) or any(row.cells[len(columns) :])]:
         raise BadSamples(
-            f"{len(longer):,} rows of {file} have more cells than its header has columns ({len(columns)}); "
-            "text with a comma in it needs double quotes:\n"
-            + bullet_list(f"line {row.line}: {len(row.cells)} cells" for row in longer)
+            f"{len(other):,} rows of {file} have more or fewer cells than its header has columns ({len(columns)}); "
+            "text with a comma in it needs double quotes, and a line that is cut off lacks its end:\n"
+            + bullet_list(f"line {row.line}: {len(row.cells)} cells" for row in other)
         )
-    missing = ("",) * len(columns)
-    return Table(file, columns, tuple(Row(row.line, (*row.cells, *missing)[: len(columns)]) for row in rows))
+    return Table(file, columns, tuple(Row(row.line, row.cells[: len(columns)]) for row in rows))
 
 
 def _delimiter(header: str) -> str:

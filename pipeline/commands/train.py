@@ -123,14 +123,15 @@ def train(
             click.echo(f"{out}: {len(found.rows)} seeds, val macro F1 {mean:.3f} +- {spread:.3f}")
             return
         result = run(out, config, resume)
-    click.echo(f"{out}: best epoch {result.best_epoch}, val macro F1 {result.best_macro_f1:.3f}, {result.wall_s:.0f} s")
+    by = f" of {config.best_by}" if config.best_by != "mean" else ""
+    click.echo(
+        f"{out}: best epoch {result.best_epoch}, val macro F1{by} {result.best_macro_f1:.3f}, {result.wall_s:.0f} s"
+    )
 
 
 def _first_run(out: Path) -> Path | None:
-    """The run whose settings --resume goes on with: `out`, or the first of its seeds."""
-    from pipeline.runs import seed_runs
-
-    return next((path for path in (out, *seed_runs(out)) if (path / "last.pt").exists()), None)
+    """The run whose settings --resume goes on with: `out`, or one of its seeds; imports nothing, also after Ctrl-C."""
+    return next((path for path in (out, *sorted(out.glob("seed-*"))) if (path / "last.pt").exists()), None)
 
 
 def _resolve(given: dict[str, Any], config_file: Path | None, resumed: Path | None) -> TrainConfig:

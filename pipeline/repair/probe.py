@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cache import CacheReader
 from data.errors import BadSamples
 from data.groups import EACH_IMAGE, group_folds, read_groups
 from data.options import ScanOptions
+from pipeline.arguments import check_data_and_cache
 from pipeline.bad_images import scan_like
 from pipeline.errors import SettingError
 from pipeline.joining import join
@@ -109,6 +110,7 @@ def probe_cache(
     The classes are those of `data`, whatever the cache's are. Raises DataError, CacheError or PipelineError.
     """
     started = time.perf_counter()
+    check_data_and_cache(data, cache, "cache probe CACHE DATA")
     check_new_file(out)
     reader = CacheReader(cache, memory_map=False)
     images = scan_like(reader, data, scan)
@@ -122,7 +124,10 @@ def probe_cache(
     stored = {stored_name(task, images.classes): task for task in images.classes}
     probes = {name: _probe_of(reader, joined, task, config) for name, task in stored.items()}
     logits = {name: probe.label() for name, probe in probes.items()}
-    scores = [one for name, probe in probes.items() for one in probe.scores(logits[name])]
+    scores = [
+        replace(one, images=f"{name}: {one.images}") if len(probes) > 1 else one
+        for name, probe in probes.items() for one in probe.scores(logits[name])
+    ]  # fmt: skip
     wall_s = time.perf_counter() - started
     tasks = Tasks({name: images.classes[task] for name, task in stored.items()})
     manifest = derived_manifest(reader.manifest, tasks, _identity(probes), _facts(probes, scores, wall_s))
@@ -223,7 +228,13 @@ class _Probe:
             found.append(score("train, out of fold", self._train, logits_RC))
         for split in ("val", "test"):
             if split in self._held_out:
-                return [*found, score(split, self._held_out[split], logits_RC)]
+                targets = self._held_out[split]
+                if n_seen := int(targets.seen(targets.clean_rows()).sum()):
+                    log.info(
+                        "the teacher was fitted on %s of the %s %s images: their scores are too good, before and now",
+                        f"{n_seen:,}", f"{len(targets.samples):,}", split,
+                    )  # fmt: skip
+                return [*found, score(split, targets, logits_RC)]
         return found
 
     def identity(self) -> dict[str, Any]:

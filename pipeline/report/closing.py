@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.samples import Sample
+from pipeline.answers import said_groups
 from pipeline.gate.report import TeacherReport
 from pipeline.inference import load_student
 from pipeline.losses.distillation import UNLABELLED
@@ -72,6 +73,7 @@ def close(run: FinishedRun, check_interrupt: Callable[[], None], *, report: bool
         verdicts=found, ids={name: value for name, value in run.ids.items() if value}, teacher=run.card.teacher,
         n_parameters=run.n_parameters, exported_bytes=run.artefact_bytes,
         teacher_parameters=n_teacher if teachers else None, answers=_answers(run, best.logits_NK),
+        group_of=said_groups(val.samples),
     )  # fmt: skip
     write_report(run.folder.path / REPORT_NAME, content)
     return found

@@ -42,6 +42,8 @@ class ReportContent:
     teacher_parameters: int | None = None
     answers: Mapping[str, Answers] = field(default_factory=dict)
     """Task -> what student and teacher say of a split; without any there are curves and settings alone."""
+    group_of: Mapping[bytes, str] | None = None
+    """Content key -> lesion or patient, which intervals draw whole; None: each image is one."""
     pictures: Mapping[bytes, bytes] = field(default_factory=dict)
     """Content key -> JPEG, of the images that `shown_samples` chooses in any task; whoever gives any agreed to that."""
 

@@ -23,10 +23,10 @@ from data.options import ScanOptions
 from data.samples import Sample
 from data.views import CLEAN_ROW, render
 from pipeline import torchscript
-from pipeline.answers import Answering, cache_of
+from pipeline.answers import Answering, cache_of, said_groups
+from pipeline.arguments import check_model_and_data
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
-from pipeline.evaluate import check_arguments
 from pipeline.gate.report import teacher_reports
 from pipeline.inference import Student, load_student
 from pipeline.joining import join
@@ -62,13 +62,13 @@ def gather(
     """
     check_run(run)
     if data is not None:
-        check_arguments(run, data, "report")
+        check_model_and_data(run, data, "report")
     student = load_student(run, resolve_device(device))
     rows, settings = read_rows(Path(run)), read_settings(Path(run))
     assert student.run is not None
     best = student.run.load_best()
     card, ids = best.card, best.ids
-    answers, pictures = dict[str, Answers](), dict[bytes, bytes]()
+    answers, pictures, group_of = dict[str, Answers](), dict[bytes, bytes](), None
     teachers, students = dict[str, TeacherNumbers](), dict[str, StudentNumbers]()
     if data is not None:
         images = scan_like(opened(cache_of(student, cache)), data, scan)
@@ -78,6 +78,7 @@ def gather(
             log.info("notice   %s", notice)
         students = _student_numbers(student, split, answers, answering)
         teachers = _teacher_numbers(student, answering, images.words, cache, settings)
+        group_of = said_groups(images.samples)
         if with_images:
             pictures = take_pictures(answers, answering.samples(split), card.geometry)
     return ReportContent(
@@ -92,6 +93,7 @@ def gather(
         exported_bytes=len(torchscript.to_bytes(student.module, card)),
         teacher_parameters=next((one.n_parameters for one in teachers.values()), None),
         answers=answers,
+        group_of=group_of,
         pictures=pictures,
     )
 

@@ -42,9 +42,8 @@ def render_report(content: ReportContent) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
-    scored = {
-        task: evaluate_split(answers, content.tasks[task], Questions()) for task, answers in content.answers.items()
-    }
+    asked = Questions() if content.group_of is None else Questions(group_of=content.group_of, unit="group")
+    scored = {task: evaluate_split(answers, content.tasks[task], asked) for task, answers in content.answers.items()}
     best = _best_row(content)
     teacher_f1 = _mean_of(_told(scored)) if scored and _is_on_val(scored) else None
     drawn = curves(content.rows, content.settings, int(best["epoch"]), teacher_f1, list(content.tasks))

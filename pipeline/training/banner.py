@@ -42,6 +42,12 @@ def banner(
         f"images   {len(lessons.samples):,} train{labelled}, {n_val:,} val ({val_source}); {shown}, "
         f"{_n_classes(lessons)}"
     )
+    n_views_N = lessons.targets.n_views_N
+    if not config.fresh_views and (n_fewer := int((n_views_N < n_views_N.max()).sum())):
+        yield (
+            f"views    {n_fewer:,} train images have fewer cached views than the others (was the split another one, or "
+            "are they new?): `cache build` with DATA and options as here adds them"
+        )
     for task, counted in lessons.class_counts().items():
         counts = [f"{name} {count:,}" for name, count in counted.items()]
         of_task = f"{task}: " if len(lessons.tasks) > 1 else ""

@@ -172,15 +172,15 @@ def _student_too_small(run: Run) -> str | None:
     is_below = taught - learnt > WELL_BELOW and agrees < LOW_AGREEMENT
     if not (is_flat and is_below) or learnt - (run.mean("val_accuracy", run.last_quarter) or 0) > OVERFITTED:
         return None
-    size = ""
+    size, larger = "", ", then a larger --student or --student-size"
     if run.student and run.student.n_parameters and run.teacher.n_parameters:
         ratio = run.student.n_parameters / run.teacher.n_parameters
+        larger = larger if ratio < 1 else ", then a larger --student-size"
         known = f"; under {CAPACITY_GAP:g} is a known gap" if ratio < CAPACITY_GAP else ""
         size = f" (it has {ratio:.2g} of the teacher's parameters{known})"
     return (
         f"the student is too small, or its run too short: it stands at {learnt:.3f} on its train views, where the "
-        f"teacher has {taught:.3f}, and agrees with it on {agrees:.3f}{size}; try more --epochs, then a larger "
-        "--student or --student-size"
+        f"teacher has {taught:.3f}, and agrees with it on {agrees:.3f}{size}; try more --epochs{larger}"
     )
 
 

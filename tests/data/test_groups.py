@@ -67,13 +67,17 @@ def test_an_image_column_of_another_name_is_named(tmp_path: Path) -> None:
         ("image_id,lesion\na,1\n", "train/nv/b.jpg: no row, or an empty lesion"),
         ("image_id,lesion\na,1\nb,\n", "train/nv/b.jpg: no row, or an empty lesion"),
         ("image_id,lesion\na,1\nb,2\nb,3\n", "train/nv/b.jpg: rows say 2 and 3"),
-        ("image_id,lesion\na,1\nb\n", "train/nv/b.jpg: no row, or an empty lesion"),
     ],
 )
 def test_an_image_without_one_certain_group_is_listed(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(BadSamples, match="does not give one lesion to each of 1 of 2 images") as caught:
         groups(tmp_path, text)
     assert said in str(caught.value)
+
+
+def test_a_line_that_is_cut_off_is_told_and_not_taken_for_an_image_without_a_group(tmp_path: Path) -> None:
+    with pytest.raises(BadSamples, match=r"1 rows of .* more or fewer cells than its header(.|\n)*line 3: 1 cells"):
+        groups(tmp_path, "image_id,lesion\na,1\nb\n")
 
 
 def test_one_row_that_fits_several_images_is_no_answer(tmp_path: Path) -> None:

@@ -100,6 +100,9 @@ def test_a_file_that_is_no_data_set_and_two_tables_are_told(files: Files, scan: 
     files("a.jpg", "t.csv")
     with pytest.raises(DataNotFound, match=r"a\.jpg is a file; expected a folder, a table \(\.csv\)"):
         scan("a.jpg")
+    files("t.xlsx")
+    with pytest.raises(DataNotFound, match=r"t\.xlsx is a spreadsheet: save it as CSV"):
+        scan("t.xlsx")
     with pytest.raises(BadOption, match=r"DATA is the table t\.csv, and --csv names another one"):
         scan("t.csv", csv=Path("u.csv"))
     with pytest.raises(DataNotFound, match=r"cannot read t2\.csv"):
@@ -155,6 +158,7 @@ def test_a_data_set_file_may_name_a_folder(files: Files, scan: Scan) -> None:
         ("allow_duplicates: 1\n", "allow_duplicates: expected true or false, got 1"),
         ("skip_bad_images: true\n", "'skip_bad_images' is of the command, not of the data"),
         ("label_column: a\nlabel_columns: [b]\n", "'label_columns' is said twice"),
+        ("label_column: a\nlabel_column: b\n", "'label_column' is said twice"),
         ("fold: 2\n", "say of how many with --folds"),
     ],
 )

@@ -299,3 +299,6 @@ def test_groups_that_a_data_set_file_says_are_drawn_whole(
     assert code == 0, said
     found = json.loads(out)["splits"]["test"]
     assert (found["unit"], found["n_units"]) == ("group", 5)
+    code, _, said = cli("report", tiny_run, described, "--split", "test", "-o", tmp_path / "report.html")
+    assert code == 0, said
+    assert "drawn by group" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -103,3 +103,35 @@ def test_a_data_set_without_any_label_is_refused(files: Files, scan: Scan) -> No
     with pytest.raises(BadSamples, match="has no image with a label"):
         scan()
     assert not Path("splits.csv").exists()
+
+
+def test_a_class_folder_without_images_is_said(files: Files, scan: Scan, caplog: pytest.LogCaptureFixture) -> None:
+    """In the course's order every class behind it would move up by one."""
+    root = files(*(f"set/{name}/{n}.jpg" for name in ("akiec", "mel", "nv") for n in range(4)))
+    (root / "set" / "bcc").mkdir()
+    with caplog.at_level("INFO"):
+        assert scan("set").classes == {"class": ("akiec", "mel", "nv")}
+    assert "folders without an image, which are no class: bcc" in caplog.text
+    caplog.clear()
+    files(*(f"splits/{split}/{name}/{n}{split}{name}.jpg" for split in ("train", "val") for name in "ab" for n in "12"))
+    (root / "splits" / "val" / "c").mkdir()
+    (root / "splits" / "val" / "b" / "empty").mkdir()
+    with caplog.at_level("INFO"):
+        scan("splits")
+    assert "which are no class: c" in caplog.text
+
+
+@pytest.mark.parametrize("mark", ["metrics.json", "last.pt", "seeds.json"])
+def test_what_our_commands_wrote_among_the_images_is_no_class(mark: str, files: Files, scan: Scan) -> None:
+    files(*(f"set/{name}/{n}.jpg" for name in ("mel", "nv") for n in range(4)))
+    files(f"set/scores/{mark}", "set/scores/test/confusion.png", "set/scores/test/reliability.png", "set/scores/a.png")
+    assert scan("set").classes == {"class": ("mel", "nv")}
+
+
+def test_classes_that_differ_in_capitals_alone_are_said(
+    files: Files, scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    files(*(f"set/{name}/{n}.jpg" for name in ("Mel", "mel", "nv") for n in range(4)))
+    with caplog.at_level("INFO"):
+        scan("set")
+    assert "classes of class that differ in capitals alone: Mel and mel" in caplog.text

@@ -194,6 +194,17 @@ def test_rows_without_an_image_are_an_error_or_left_out(
     assert [file.is_missing for file in survey("t.csv", ScanOptions(**DX)).bad] == [True, True]
 
 
+def test_a_table_without_rows_and_a_column_in_other_capitals_are_told(
+    files: Files, table: MakeTable, scan: Scan
+) -> None:
+    files("a/1.jpg", "b/2.jpg")
+    table("image,dx", [])
+    with pytest.raises(BadSamples, match=r"t\.csv has a header and no rows: expected a row an image"):
+        scan("t.csv", label_columns=("dx",))
+    with pytest.raises(BadSamples, match=r"has no column DX; it has image, dx; did you mean 'dx'\?"):
+        scan("t.csv", label_columns=("DX",))
+
+
 def test_a_table_of_other_images_names_the_two_ways_out(files: Files, table: MakeTable, scan: Scan) -> None:
     files("a.jpg")
     table("image,dx", ["x,a", "y,b"])
@@ -235,7 +246,7 @@ def test_every_usual_kind_of_table_is_read_alike(content: bytes, tmp_path: Path)
         ("image,dx\n1,x\n".encode("utf-16"), "written in UTF-16: save it as UTF-8 CSV"),
         (
             b"image,note\na,one, two\n",
-            r"1 rows of .* more cells than its header has columns \(2\)(.|\n)*2: 3 cells",
+            r"1 rows of .* more or fewer cells than its header has columns \(2\)(.|\n)*2: 3 cells",
         ),
         (b'image,note\na,"' + b"x" * 200_000 + b'"\n', "is no CSV table: line 2: field larger"),
     ],

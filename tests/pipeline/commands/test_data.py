@@ -82,7 +82,7 @@ def test_a_good_data_set_is_one_screen_and_ok(cli: Cli, seven_classes: Path) -> 
     assert (code, err) == (0, "")
     lines = page.splitlines()
     assert lines[:2] == [f"{seven_classes}: 33 images: train 19, val 7, test 7", "splits: the folders"]
-    assert lines[-1] == f"OK: `softlabel cache build {seven_classes}` takes 33 images"
+    assert lines[-1] == f"OK: `softlabel cache build {seven_classes} -o t.h5` takes 33 images"
     assert len(lines) <= 45
     assert max(map(len, lines[3:-1])) <= 120
     assert section(page, "images") == ["PNG 33", "RGB 33", "all 48 x 40 px (0.0019 MP)"]
@@ -117,7 +117,7 @@ def test_several_tasks_groups_and_a_split_that_nobody_saved(cli: Cli, table: Pat
         "splits: drawn by class, groups whole, seed 0; not saved: the first command that uses it will"
     )
     assert told.endswith(f" write {table.with_name('t.splits.csv')}")
-    assert page.splitlines()[-1].endswith("--group-column patient` takes 40 images")
+    assert page.splitlines()[-1].endswith("--group-column patient -o t.h5` takes 40 images")
     found = json.loads(cli("data", "check", table, *columns, "--json", "--folds", 3, "--fold", 2)[1])
     assert found["splits_from"].startswith("fold 2 of 3 is test; drawn by class, groups whole, seed 0; not saved")
     assert found["groups"] == {"n": 9, "median": 4, "largest": 4, "n_without": 4}
@@ -180,7 +180,7 @@ def test_what_a_data_set_file_allows_is_allowed(cli: Cli, data: Path) -> None:
     (data / "seven.yaml").write_text("folder: .\nonly: [akiec, bcc]\nallow_duplicates: true\n")
     code, page, _ = cli("data", "check", data / "seven.yaml")
     assert code == 0
-    assert page.splitlines()[-1] == f"OK: `softlabel cache build {data / 'seven.yaml'}` takes 9 images"
+    assert page.splitlines()[-1] == f"OK: `softlabel cache build {data / 'seven.yaml'} -o t.h5` takes 9 images"
 
 
 def repeat_in(data: Path, split: str, label: str) -> None:
