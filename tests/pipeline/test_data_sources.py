@@ -245,3 +245,19 @@ def test_a_student_of_some_classes_learns_them_alone_from_the_cache_of_all(
     code, out, said = cli("evaluate", tmp_path / "run", tiny_data, "--split", "test", *only)
     assert code == 0, said
     assert "agreement" in out, "the teacher's answers are those to these classes"
+
+
+def test_train_images_with_fewer_views_than_others_are_said(
+    cli: Cli, tiny_data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    """As after another split than the cache's: what was validation has its clean view alone."""
+    copy = shutil.copytree(tiny_data, tmp_path / "copy")
+    moved = next(copy.glob("val/melanoma/*.png"))
+    moved.rename(copy / "train" / "melanoma" / "moved.png")
+    student = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 1, "--batch-size", 8)
+    code, _, said = cli("train", copy, tiny_cache, "-o", tmp_path / "run", *student)
+    assert code == 0, said
+    assert "1 train images have fewer cached views than the others" in said
+    code, _, said = cli("train", tiny_data, tiny_cache, "-o", tmp_path / "plain", *student)
+    assert code == 0, said
+    assert "fewer cached views" not in said
