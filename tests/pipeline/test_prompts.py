@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingError
+from pipeline.tasks import Tasks
 from pipeline.teachers.prompts import DIAGNOSIS_CODES, PromptSource, clean_class_name, default_prompts, read_prompts
 
 
@@ -163,3 +164,36 @@ def test_pad_ufes_codes_are_expanded_and_short_words_are_words() -> None:
 def test_a_template_of_bytes_that_are_no_text_is_refused() -> None:
     with pytest.raises(SettingError, match="a template must be UTF-8"):
         PromptSource(templates=("\udcff {}",))
+
+
+TWO = Tasks({"modality": ("CT", "MR"), "organ": ("chest", "head")})
+
+
+def test_prompts_of_several_tasks_stand_under_each_task(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("organ:\n  head: a head\n  chest: [a chest, a thorax]\nmodality: {CT: tomography, MR: resonance}\n")
+    assert PromptSource(file=path).texts_of(TWO) == {
+        "modality: CT": ("tomography",), "modality: MR": ("resonance",),
+        "organ: chest": ("a chest", "a thorax"), "organ: head": ("a head",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("modality: {CT: a, MR: b}\n", r"no prompt for 'organ: chest'; no prompt for 'organ: head'"),
+        ("modality: {CT: a, MR: b}\norgans: {chest: c, head: d}\n", r"found 'organs'; did you mean 'organ'\?"),
+        ("CT: a\nMR: b\n", r"expected the tasks modality, organ, each with its classes and their prompts; found 'CT'"),
+        ("modality: {CT: a, MRI: b}\norgan: {chest: c, head: d}\n", r"unknown class 'modality: MRI'; did you mean"),
+    ],
+)
+def test_a_file_that_does_not_fit_the_tasks_says_why(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingError, match=said):
+        PromptSource(file=path).texts_of(TWO)
+
+
+def test_a_class_of_two_tasks_needs_prompts_that_tell_them_apart() -> None:
+    with pytest.raises(SettingError, match="several tasks have a class none, and would get the same prompt"):
+        PromptSource().texts_of(Tasks({"ulcer": ("none", "large"), "hair": ("none", "thick")}))
