@@ -187,5 +187,7 @@ def test_classes_of_the_images_must_all_be_columns(images: Path, caplog: pytest.
         check_classes(scores, found)
     assert "has no images of, for teacher and student alike: c" in caplog.text
     object.__setattr__(scores, "classes", ("a", "B"))
-    with pytest.raises(ScoresError, match=r"(?s)no scores for 1 of the 2 classes of .*; it has a, B\. .*\n  b; did you mean 'B'\?$"):
+    with pytest.raises(
+        ScoresError, match=r"(?s)no scores for 1 of the 2 .*; it has a, B\. .*\n  b; did you mean 'B'\?$"
+    ):
         check_classes(scores, found)
