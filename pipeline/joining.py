@@ -63,27 +63,38 @@ def join(
         *(_tasks(reader, groups, words, tasks, names, narrow, is_known) if answered else ()),
         *_images(reader, groups, index_N, words, clean),
     ]
-    damage = _damage(reader, {name for name in names.values() if name}) if verified else None
-    if damage and not problems:
-        raise damage
-    problems += [str(damage)] if damage else []
-    if len(problems) == 1:
-        raise CacheMismatch(problems[0])
-    if problems:
-        raise CacheMismatch(f"{reader.path} and {words[0]} do not fit together:\n{bullet_list(problems)}")
-    stored = dict[str, StoredTask]()
+    _refuse(reader, words, problems, _damage(reader, {name for name in names.values() if name}) if verified else None)
+    _tell_of_another_column(reader, tasks)
     if answered and not narrow:
         tasks = {task: reader.tasks[str(name)] for task, name in names.items()}
-    for task, name in names.items():
-        column = {known: number for number, known in enumerate(reader.tasks.get(str(name), ()))}
-        if set(tasks[task]) <= set(column):
-            stored[task] = StoredTask(str(name), tuple(column[known] for known in tasks[task]))
-    _tell_of_another_column(reader, tasks)
-    asked = Tasks(tasks)
+    asked, stored = Tasks(tasks), _stored(reader, tasks, names)
     return {
         name: TeacherTargets(reader, samples, index_N[name], label_numbers(samples, asked), asked, stored)
         for name, samples in groups.items()
     }
+
+
+def _refuse(reader: CacheReader, words: Sequence[str], problems: list[str], damage: CacheDamaged | None) -> None:
+    """CacheMismatch with all that is wrong, or the damage where that is all; nothing where there is nothing."""
+    if damage and not problems:
+        raise damage
+    problems = [*problems, *([str(damage)] if damage else [])]
+    if len(problems) == 1:
+        raise CacheMismatch(problems[0])
+    if problems:
+        raise CacheMismatch(f"{reader.path} and {words[0]} do not fit together:\n{bullet_list(problems)}")
+
+
+def _stored(
+    reader: CacheReader, tasks: Mapping[str, Sequence[str]], names: Mapping[str, str | None]
+) -> dict[str, StoredTask]:
+    """Where the logits of each task are, of which the cache knows all classes."""
+    found = {}
+    for task, name in names.items():
+        column = {known: number for number, known in enumerate(reader.tasks.get(str(name), ()))}
+        if set(tasks[task]) <= set(column):
+            found[task] = StoredTask(str(name), tuple(column[known] for known in tasks[task]))
+    return found
 
 
 def _tell_of_another_column(reader: CacheReader, tasks: Mapping[str, Sequence[str]]) -> None:
