@@ -60,6 +60,8 @@ class ImageFiles:
     """Regular files that are named like images, or links to such; in path order."""
     bad: list[BadFile] = field(default_factory=list)
     """What is named like an image and is none, and folders that cannot be walked through."""
+    outputs: list[str] = field(default_factory=list)
+    """Folders that our commands wrote, which were not looked into."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Suffix -> number of other files; hidden ones and those at the top, such as a table, are not counted."""
 
@@ -89,6 +91,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], found: ImageFiles, *, 
         found.bad.append(_bad_file(folder, error))
         return
     if not at_top and _has_outputs([entry.name for entry in listed]):
+        found.outputs.append(folder)
         return
     for entry in listed:
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -227,6 +230,13 @@ def notice_of_others(ignored: Mapping[str, int]) -> str:
         f"{suffix or 'no suffix'} {n:,}" for suffix, n in sorted(ignored.items(), key=lambda one: (-one[1], one[0]))
     )
     return f"ignored: {sum(ignored.values()):,} files that are not named like images ({counts})" if counts else ""
+
+
+def notice_of_outputs(folders: Sequence[str]) -> str:
+    """What to say of folders that our commands wrote among the images; empty where there are none."""
+    if not folders:
+        return ""
+    return f"not looked into: {len(folders):,} folders that softlabel wrote (first: {folders[0]})"
 
 
 def notice_of_names(names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.decode import IMAGE_SUFFIXES
 from data.errors import BadSamples, DataNotFound
-from data.files import images_below, notice_of_others, subfolders
+from data.files import images_below, notice_of_others, notice_of_outputs, subfolders
 from data.samples import FOLDER_TASK
 from data.sources.found import SPLIT_NAMES, Found, Listing, split_of
 
@@ -43,8 +43,8 @@ def in_folders(root: Path) -> Listing:
         raise DataNotFound(
             f"no images in {root}; expected {_LAYOUTS} with files named {suffixes}{'; ' * bool(notice)}{notice}"
         )
-    notices = [one for one in (notice, notice_of_others(there.ignored), _of_empty(root, every, has_splits)) if one]
-    return Listing(found, bad=there.bad, notices=notices)
+    others = (notice_of_others(there.ignored), notice_of_outputs(there.outputs), _of_empty(root, every, has_splits))
+    return Listing(found, bad=there.bad, notices=[one for one in (notice, *others) if one])
 
 
 def _parts(root: Path, path: str) -> _Parts:

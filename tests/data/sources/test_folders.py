@@ -122,10 +122,14 @@ def test_a_class_folder_without_images_is_said(files: Files, scan: Scan, caplog:
 
 
 @pytest.mark.parametrize("mark", ["metrics.json", "last.pt", "seeds.json"])
-def test_what_our_commands_wrote_among_the_images_is_no_class(mark: str, files: Files, scan: Scan) -> None:
+def test_what_our_commands_wrote_among_the_images_is_no_class(
+    mark: str, files: Files, scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
     files(*(f"set/{name}/{n}.jpg" for name in ("mel", "nv") for n in range(4)))
     files(f"set/scores/{mark}", "set/scores/test/confusion.png", "set/scores/test/reliability.png", "set/scores/a.png")
-    assert scan("set").classes == {"class": ("mel", "nv")}
+    with caplog.at_level("INFO"):
+        assert scan("set").classes == {"class": ("mel", "nv")}
+    assert "not looked into: 1 folders that softlabel wrote (first: set/scores)" in caplog.text
 
 
 def test_classes_that_differ_in_capitals_alone_are_said(
