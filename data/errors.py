@@ -58,6 +58,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def yaml_fault(error: Exception) -> str:
+    """ " (line 2: what is wrong there)" of what a YAML parser raised; empty where it does not say a place."""
+    mark = getattr(error, "problem_mark", None)
+    return f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
+
+
 def bullet_list(lines: Iterable[str], limit: int = 20) -> str:
     """The lines indented, one each; what is over the limit becomes a count."""
     shown = list(lines)

@@ -90,8 +90,7 @@ def evaluate(
     `cache` is where the teacher's answers stand; None takes the one the run was trained with, if it is still there.
     Of a student of one task; RunError for others, which `evaluate_tasks` takes.
     """
-    check_model_and_data(model, data)
-    student = load_student(model, resolve_device(device))
+    student = _loaded(model, data, device)
     if len(tasks := student.card.tasks) > 1:
         raise RunError(f"{model} answers several tasks: evaluate_tasks measures each of {', '.join(tasks)}")
     (found,) = _evaluated(student, model, data, config, cache, workers, scan).tasks.values()
@@ -109,9 +108,12 @@ def evaluate_tasks(
     scan: ScanOptions = ScanOptions(),
 ) -> TasksEvaluation:
     """As `evaluate`, of a student of any number of tasks: each of those that DATA has labels of, and their means."""
+    return _evaluated(_loaded(model, data, device), model, data, config, cache, workers, scan)
+
+
+def _loaded(model: str | Path, data: str | Path, device: str) -> Student:
     check_model_and_data(model, data)
-    student = load_student(model, resolve_device(device))
-    return _evaluated(student, model, data, config, cache, workers, scan)
+    return load_student(model, resolve_device(device))
 
 
 def _evaluated(

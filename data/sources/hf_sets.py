@@ -1,7 +1,7 @@
 """The labelled images of data sets of the Hugging Face hub, or of a local folder that `datasets` reads.
 
 Writes no folder (`data.sources.downloads` does).
-Run: softlabel cache build hf:marmal88/skin_cancer --label-column dx -o t.h5
+Run: softlabel cache build hf:OWNER/NAME --label-column dx -o t.h5
 """
 
 from __future__ import annotations

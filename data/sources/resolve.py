@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadOption, DataNotFound, did_you_mean
+from data.errors import BadOption, DataNotFound, did_you_mean, yaml_fault
 from data.options import ScanOptions, flag_of
 from data.sources.downloads import is_download as is_download
 from data.sources.downloads import materialise
@@ -126,9 +126,7 @@ def _settings(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataNotFound(f"cannot read the data set file {file} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
-        raise BadOption(f"{file} is not YAML{where}; expected lines such as `csv: metadata.csv`") from error
+        raise BadOption(f"{file} is not YAML{yaml_fault(error)}; expected lines such as `csv: metadata.csv`") from error
     if not isinstance(loaded, Mapping) or not loaded:
         raise BadOption(f"{file} describes no data set; expected lines such as `csv: metadata.csv`")
     known = {"root", *_KINDS} - _OF_THE_COMMAND

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from data.errors import yaml_fault
 from pipeline.errors import OutputExists, SettingError, did_you_mean
 from pipeline.outputs import check_output_file
 from pipeline.training.config import FLAGS, TrainConfig
@@ -34,9 +35,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingError(f"--config {path}: {error.strerror}; {advice}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}: {getattr(error, 'problem', None)})" if mark else ""
-        raise SettingError(f"{path} is not YAML{where}; {advice}") from error
+        raise SettingError(f"{path} is not YAML{yaml_fault(error)}; {advice}") from error
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -21,19 +21,19 @@ def split_off_validation(images: SampleSet, fraction: float, seed: int) -> tuple
     """
     learners = images.of_split("train")
     if "val" in images.splits:
-        check_enough(learners, images)
+        _check_enough(learners, images)
         validators, source = [sample for sample in images.of_split("val") if sample.labels], "split val"
     else:
         chosen = hold_out(learners, fraction, seed)  # with all of their groups, labelled or not
         validators = [sample for sample in learners if sample.key in chosen and sample.labels]
         learners = [sample for sample in learners if sample.key not in chosen]
-        check_enough(learners, images)
+        _check_enough(learners, images)
         source = f"{fraction:.0%} of train, by class"
     _check_validates(validators, images)
     return learners, validators, source
 
 
-def check_enough(learners: Sequence[Sample], images: SampleSet) -> None:
+def _check_enough(learners: Sequence[Sample], images: SampleSet) -> None:
     """BadSamples where there is a task in which nothing can be learned."""
     for task in images.classes:
         if len({sample.labels[task] for sample in learners if task in sample.labels}) < 2:
@@ -55,7 +55,7 @@ def _of(task: str, images: SampleSet) -> str:
 
 def check_left(targets: Mapping[str, TeacherTargets], images: SampleSet) -> None:
     """BadSamples where images that cannot be decoded were left out, and what is left is not enough."""
-    check_enough(targets["train"].samples, images)
+    _check_enough(targets["train"].samples, images)
     if not targets["val"].samples:
         raise BadSamples(f"{images.root} has no val image that can be decoded: replace them, or move some from train")
     _check_validates(targets["val"].samples, images)

@@ -129,4 +129,4 @@ def test_bits_are_counted_without_numpys_own_function_too(monkeypatch: pytest.Mo
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(setting: dict[str, float], said: str) -> None:
     with pytest.raises(BadOption, match=said):
-        NearDuplicateConfig(**setting)  # type: ignore[arg-type]
+        NearDuplicateConfig(**setting)

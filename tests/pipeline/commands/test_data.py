@@ -281,7 +281,7 @@ def changed(change: str, data: Path) -> None:
 )
 def test_the_verdict_is_that_of_a_build(change: str, allowed: dict[str, bool], cli: Cli, data: Path) -> None:
     changed(change, data)
-    scan = ScanOptions(**allowed, remember_split=False, collect_bad_files=True)  # type: ignore[arg-type]
+    scan = ScanOptions(**allowed, remember_split=False, collect_bad_files=True)
     try:
         images = scan_data(data, scan)
         bad = [*images.bad, *find_bad_files(images.samples)]
