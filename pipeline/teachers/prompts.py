@@ -105,7 +105,11 @@ def _prompts_of_tasks(tasks: Tasks) -> Prompts:
             f"several tasks have a class {', '.join(repeated)}, and would get the same prompt for it: pass --prompts "
             "FILE, YAML with a line 'class: prompt' for each class under each 'task:'"
         )
-    prompts = default_prompts(names)
+    try:
+        prompts = default_prompts(names)
+    except SettingError as error:
+        under = f", those of each task under its name: {', '.join(tasks)}" if len(tasks) > 1 else ""
+        raise SettingError(f"{error}{under}") from error
     return {output: prompts[name] for output, name in zip(tasks.outputs, names, strict=True)}
 
 

@@ -197,3 +197,8 @@ def test_a_file_that_does_not_fit_the_tasks_says_why(text: str, said: str, tmp_p
 def test_a_class_of_two_tasks_needs_prompts_that_tell_them_apart() -> None:
     with pytest.raises(SettingError, match="several tasks have a class none, and would get the same prompt"):
         PromptSource().texts_of(Tasks({"ulcer": ("none", "large"), "hair": ("none", "thick")}))
+
+
+def test_class_names_that_are_codes_ask_for_prompts_under_each_task() -> None:
+    with pytest.raises(SettingError, match=r"codes.*: CT, MR.*, those of each task under its name: modality, organ$"):
+        PromptSource().texts_of(TWO)
