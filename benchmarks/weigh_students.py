@@ -14,12 +14,12 @@ import time
 import torch
 from torch.nn import functional
 
+from pipeline.card import StudentCard
 from pipeline.errors import PipelineError
 from pipeline.inference import memory_format
 from pipeline.process import tune_allocator
 from pipeline.students.budget import MB, check_budget, n_parameters
 from pipeline.students.prepare import prepare_student
-from pipeline.torchscript import StudentCard
 
 CLASSES = tuple("abcdefg")
 BATCH, STEPS = 16, 4

@@ -5,6 +5,7 @@ Run: `softlabel cache build DATA -o t.h5`.
 """
 
 import errno
+import glob
 import logging
 import os
 import secrets
@@ -173,6 +174,19 @@ def unpublished(final: Path, content: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(final: Path) -> Iterator[None]:
+    """Inside, this process alone makes this file; CacheBusy where another one does. What killed ones left goes."""
+    lock = Lock.acquire(final.with_name(f"{final.name}.lock"))
+    try:
+        for unfinished in final.parent.glob(f"{glob.escape(final.name)}.*{TEMP_SUFFIX}"):
+            remove(unfinished)
+        yield
+    finally:
+        remove(lock.path)
+        lock.release()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -185,6 +185,20 @@ def _slices(items: Sequence[Item], n: int) -> Iterator[Sequence[Item]]:
 
 
 def _key_of(path: str, status: os.stat_result | OSError) -> bytes | BadFile:
+    encoded = _encoded(path, status)
+    return encoded if isinstance(encoded, BadFile) else content_key(encoded)
+
+
+def read_file(path: str) -> bytes | BadFile:
+    """The bytes of an image file that somebody named, or why there are none: the name may be wrong, too."""
+    status = _status(path)
+    if isinstance(status, FileNotFoundError | NotADirectoryError) and not os.path.islink(path):
+        return BadFile(path, "no such file", is_missing=True)
+    return _encoded(path, status)
+
+
+def _encoded(path: str, status: os.stat_result | OSError) -> bytes | BadFile:
+    """The bytes of a regular file; nothing else is ever opened."""
     if bad := _why_no_file(path, status):
         return bad
     try:
@@ -192,7 +206,7 @@ def _key_of(path: str, status: os.stat_result | OSError) -> bytes | BadFile:
             encoded = file.read()
     except OSError as error:
         return _bad_file(path, error)
-    return content_key(encoded) if encoded else BadFile(path, EMPTY)
+    return encoded or BadFile(path, EMPTY)
 
 
 def check_bad_files(bad: Sequence[BadFile], n_files: int, options: ScanOptions) -> None:

@@ -16,12 +16,12 @@ from pipeline.runs import seed_runs
 
 def check_model_and_data(model: str | Path, data: str | Path, verb: str = "evaluate") -> None:
     """RunError or DataNotFound where MODEL or DATA is something else that has its place on the command line."""
-    if _is_cache(model):
+    if is_cache(model):
         raise RunError(f"{model} is a cache, no student: name a run folder or an exported file; the cache is --cache's")
-    if _is_cache(data):
+    if is_cache(data):
         raise DataNotFound(f"{data} is a cache, no folder of images: the order is MODEL DATA, the cache is --cache's")
-    is_no_student = _is_described(model) or (Path(model).is_dir() and not _is_model(model))
-    if is_no_student and _is_model(data):
+    is_no_student = _is_described(model) or (Path(model).is_dir() and not is_model(model))
+    if is_no_student and is_model(data):
         raise RunError(f"{model} is no student, and {data} is one: the order is `softlabel {verb} MODEL DATA`")
     if _is_described(model):
         raise RunError(f"{model} is no student: name a run folder or an exported file before DATA")
@@ -29,13 +29,14 @@ def check_model_and_data(model: str | Path, data: str | Path, verb: str = "evalu
 
 def check_data_and_cache(data: str | Path, cache: str | Path, order: str) -> None:
     """DataNotFound or CacheMismatch where one stands in the place of the other; `order` is the right one."""
-    if _is_cache(data):
+    if is_cache(data):
         raise DataNotFound(f"{data} is a cache: the order is `softlabel {order}`")
     if _is_described(cache):
         raise CacheMismatch(f"{cache} is no cache but describes a data set: the order is `softlabel {order}`")
 
 
-def _is_cache(path: str | Path) -> bool:
+def is_cache(path: str | Path) -> bool:
+    """Whether it is an HDF5 file, by its first bytes."""
     try:
         with Path(path).open("rb") as file:
             return file.read(8) == b"\x89HDF\r\n\x1a\n"
@@ -47,7 +48,8 @@ def _is_described(path: str | Path) -> bool:
     return is_table(path) or is_data_set_file(path)
 
 
-def _is_model(path: str | Path) -> bool:
+def is_model(path: str | Path) -> bool:
+    """Whether it is a run folder, a folder of several, or a file that may be an exported one."""
     folder = Path(path)
     if _is_described(path):
         return False

@@ -16,14 +16,17 @@ import sys
 
 import click
 
+from pipeline.commands.benchmark import benchmark
 from pipeline.commands.cache import cache
+from pipeline.commands.course import course
 from pipeline.commands.data import data
 from pipeline.commands.demo import demo
 from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
 from pipeline.commands.imports import cache_import
+from pipeline.commands.predict import predict
 from pipeline.commands.repair import probe, rehead
 from pipeline.commands.report import report
-from pipeline.commands.student import export, predict
 from pipeline.commands.teacher import teacher
 from pipeline.commands.train import train
 
@@ -113,8 +116,10 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel train DATA t.h5 -o RUN          stage two: a student, no teacher in memory
     softlabel evaluate RUN DATA               what it is worth
     softlabel report RUN DATA                 one HTML page about it
-    softlabel export RUN -o student.pt        one TorchScript file
+    softlabel export RUN -o student.pt        one file: TorchScript, ONNX (.onnx), torch.export (.pt2)
     softlabel predict student.pt IMAGE...     use it
+    softlabel benchmark student.pt            what it costs: milliseconds, memory, bytes
+    softlabel course submit FILE --server URL hand it in (also: course status, course leaderboard)
 
     DATA is a folder: DATA/<split>/<class>/* or DATA/<class>/*; or a table (--csv), a data set file (.yaml), or a
     public data set (torchvision:NAME, hf:NAME): docs/data.md.
@@ -132,5 +137,5 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
 
 for command in (cache_import, probe, rehead):
     cache.add_command(command)
-for command in (demo, data, teacher, cache, train, evaluate, export, predict, report):
+for command in (demo, data, teacher, cache, train, evaluate, export, predict, benchmark, report, course):
     cli.add_command(command)

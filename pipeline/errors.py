@@ -34,7 +34,11 @@ class RunError(PipelineError, ValueError):
 
 
 class OverBudget(PipelineError, ValueError):
-    """A student whose exported file would be larger than the budget."""
+    """A student whose exported file is larger than the budget, or that takes longer for an image."""
+
+
+class CourseError(PipelineError, ValueError):
+    """A course server that does not do what is asked of it, or a token, address or file that it would not take."""
 
 
 def first_line(error: Exception) -> str:

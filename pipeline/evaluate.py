@@ -7,7 +7,7 @@ Run: softlabel evaluate RUN DATA -o SCORES
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.answers import Answering, cache_of
 from pipeline.arguments import check_model_and_data
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
+from pipeline.formats import torchscript
 from pipeline.inference import Student, load_student
 from pipeline.measuring import Measuring
 from pipeline.metrics.evaluation import (
@@ -26,6 +27,7 @@ from pipeline.metrics.evaluation import (
     TasksEvaluation,
     TasksSeedsEvaluation,
 )
+from pipeline.metrics.objective import objective_of, parsed_size_factor
 from pipeline.metrics.scoring import mean_over_tasks, seeds_evaluation
 from pipeline.metrics.sensitivity import group_of_task
 from pipeline.process import resolve_device
@@ -56,6 +58,10 @@ class EvaluateConfig:
     """Share of the other images that must be left alone, in (0, 1]."""
     threshold_from: str = "auto"
     """Whose images choose the threshold: `val`, the `same` that it is measured on, `auto`: val where there is one."""
+    objective: str | None = None
+    """Of OBJECTIVES: a score that counts bytes, too, shown beside the others."""
+    size_factor: str | None = None
+    """What that takes off for bytes: points such as `0.35`, or points per megabyte such as `0.02/MB`."""
     n_resamples: int = 1000
     """Of the bootstrap."""
     seed: int = 0
@@ -68,6 +74,7 @@ class EvaluateConfig:
         for name, known in (("split", (*SPLITS, "all")), ("threshold_from", THRESHOLDS_FROM)):
             if getattr(self, name) not in known:
                 raise SettingError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        parsed_size_factor(self.objective, self.size_factor)
         has_columns = self.group_column is not None or bool(self.subgroup_columns)
         if has_columns and self.csv is None:
             raise SettingError("--group-column and --subgroup-column are columns of a table: name it by --csv FILE")
@@ -121,8 +128,9 @@ def _evaluated(
     workers: int | None, scan: ScanOptions,
 ) -> TasksEvaluation:  # fmt: skip
     group_of_task(config.sensitivity_of, student.card.every_task)
+    _check_objective(student, model, config)
     images = scan_like(opened(cache_of(student, cache)), data, scan)
-    return _of_tasks(student, model, Measuring(Answering(student, images, cache, workers, scan), config))
+    return _of_tasks(student, model, Measuring(Answering(student, images, cache, workers, scan), config), config)
 
 
 def evaluate_seeds(
@@ -141,14 +149,15 @@ def evaluate_seeds(
     tasks = {name: student.card.every_task for name, student in students.items()}
     if differing := [name for name, of_run in tasks.items() if list(of_run) != list(next(iter(tasks.values())))]:
         raise RunError(f"{folder}/{differing[0]} answers other tasks than the runs beside it: evaluate each by itself")
-    for of_run in tasks.values():
+    for name, of_run in tasks.items():
         group_of_task(config.sensitivity_of, of_run)
+        _check_objective(students[name], Path(folder, name), config)
     images = scan_like(opened(cache_of(next(iter(students.values())), cache)), data, scan)
     found = {}
     for name, student in students.items():
         log.info("%s of %d seeds", name, len(students))
         measuring = Measuring(Answering(student, images, cache, workers, scan), config)
-        found[name] = _of_tasks(student, Path(folder, name), measuring)
+        found[name] = _of_tasks(student, Path(folder, name), measuring, config)
     return seeds_evaluation(str(folder), found)
 
 
@@ -162,12 +171,41 @@ def evaluate_any(
     return next(iter(found.tasks.values())) if found.is_single else found
 
 
-def _of_tasks(student: Student, model: str | Path, measuring: Measuring) -> TasksEvaluation:
+def _of_tasks(student: Student, model: str | Path, measuring: Measuring, config: EvaluateConfig) -> TasksEvaluation:
     tasks, notices = measuring.evaluations(str(model), _notices(student))
+    if config.objective is not None:
+        n_bytes = _exported_bytes(student, model)
+        tasks = {task: _with_objective(one, config, n_bytes) for task, one in tasks.items()}
     return TasksEvaluation(
         model=str(model), tasks=tasks, mean=mean_over_tasks(tasks), notices=notices,
         is_single=len(student.card.tasks) == 1,
     )  # fmt: skip
+
+
+def _check_objective(student: Student, model: str | Path, config: EvaluateConfig) -> None:
+    if config.objective is not None and len(tasks := student.card.tasks) > 1:
+        raise RunError(f"the {config.objective} has one task, and {model} answers {', '.join(tasks)}")
+
+
+def _with_objective(evaluation: Evaluation, config: EvaluateConfig, n_bytes: int) -> Evaluation:
+    factor = parsed_size_factor(config.objective, config.size_factor)
+    assert factor is not None
+    splits = {
+        name: replace(
+            split,
+            objective=objective_of(
+                factor, n_bytes, split.student.metrics.macro_f1, split.student.intervals.get("macro_f1")
+            ),
+        ) for name, split in evaluation.splits.items()
+    }  # fmt: skip
+    return replace(evaluation, splits=splits)
+
+
+def _exported_bytes(student: Student, model: str | Path) -> int:
+    """Size of an exported file; of a run that of its TorchScript export with float32 weights, which is not written."""
+    if student.run is None:
+        return Path(model).stat().st_size
+    return len(torchscript.to_bytes(student.module, student.card))
 
 
 def _notices(student: Student) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import torchscript
+from pipeline.card import StudentCard
 from pipeline.errors import RunError, first_line
+from pipeline.formats import reading
 from pipeline.runs import Best, RunFolder
 from pipeline.students.architecture import unpack_architecture
 from pipeline.students.build import build_student
 from pipeline.students.names import find_source
 from pipeline.students.prepare import library
-from pipeline.torchscript import StudentCard
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def load_student(path: str | Path, device: str) -> Student:
             f"no such run folder or model file: {path}; `softlabel train` makes one, `softlabel export` the other"
         )
     if not path.is_dir():
-        module, card = torchscript.load(path, device)
+        module, card, device = reading.load(path, device)
         return Student(module, card, device, None)
     run = RunFolder(path)
     best = run.load_best()

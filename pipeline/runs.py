@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cache import durable
+from pipeline.card import StudentCard
 from pipeline.errors import RunError, first_line
-from pipeline.torchscript import StudentCard
 
 METRIC_COLUMNS = (
     "epoch", "lr", "temperature", "loss", "loss_hard", "loss_soft", "train_accuracy", "train_agreement",

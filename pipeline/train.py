@@ -30,6 +30,7 @@ from data.options import ScanOptions
 from data.samples import Sample, SampleSet
 from pipeline.arguments import check_data_and_cache
 from pipeline.bad_images import scan_like
+from pipeline.card import StudentCard
 from pipeline.errors import OutputExists, RunError, SettingError, did_you_mean
 from pipeline.gate.check import check_teacher, short_lines
 from pipeline.gate.report import TeacherReport, teacher_reports
@@ -42,7 +43,6 @@ from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.budget import check_budget, n_parameters
 from pipeline.students.prepare import prepare_student
 from pipeline.tasks import Tasks, label_bytes
-from pipeline.torchscript import StudentCard
 from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig, other_settings
 from pipeline.training.held_out import check_left, split_off_validation

@@ -39,6 +39,15 @@ if TYPE_CHECKING:
     "--threshold-from", type=click.Choice(["auto", "val", "same"]), default="auto", show_default=True,
     help="Images that choose the threshold: val, those measured, or val where there is one.",
 )  # fmt: skip
+@click.option(
+    "--objective", type=click.Choice(["course"]),
+    help="Show 10 x macro F1 - size factor as well, the score of the course; its own size factor is not public.",
+)  # fmt: skip
+@click.option(
+    "--size-factor", metavar="X",
+    help="For --objective, given by you: points taken off (0.35), or points per 1e6 bytes of the exported file "
+    "(0.02/MB).",
+)  # fmt: skip
 @device_options
 @data_options(beside=("csv", "image_column", "group_column"))
 def evaluate(

@@ -20,7 +20,8 @@ from pipeline.metrics.calibration import N_BINS, bins_of, confidence
 from pipeline.metrics.full import HEADLINE, PER_CLASS, probabilities, sample_nll
 
 N_RESAMPLES = 1000
-_PERCENTILES = (2.5, 97.5)
+LEVEL = 0.95
+"""Share of the resamples that an interval holds."""
 _MAX_WEIGHTS = 4_000_000
 """Computed with at a time: 32 MB."""
 Scores = dict[str, NDArray[np.float64]]
@@ -29,7 +30,7 @@ Scores = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """What 95 % of the resamples lie between."""
+    """What 95 % of the resamples lie between, or another share where that is said."""
 
     low: float
     high: float
@@ -130,12 +131,12 @@ def weighted_auroc(
     return _ratio(in_order_K, weights_PK.sum(axis=0) * below[-1], np.nan)
 
 
-def interval(values_K: NDArray[np.floating]) -> Interval | None:
-    """The percentile interval of the resamples that have a value; None where none has."""
+def interval(values_K: NDArray[np.floating], level: float = LEVEL) -> Interval | None:
+    """The percentile interval that holds this share of the resamples that have a value; None where none has."""
     known = values_K[np.isfinite(values_K)]
     if not len(known):
         return None
-    low, high = np.percentile(known, _PERCENTILES).tolist()
+    low, high = np.percentile(known, [50 - 50 * level, 50 + 50 * level]).tolist()
     return Interval(low, high)
 
 

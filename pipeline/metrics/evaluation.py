@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.metrics.bootstrap import Intervals
 from pipeline.metrics.classification import Agreement
 from pipeline.metrics.full import FullMetrics
+from pipeline.metrics.objective import Objective
 from pipeline.metrics.sensitivity import OperatingPoint
 from pipeline.metrics.subgroups import Subgroup
 
@@ -78,10 +79,13 @@ class SplitEvaluation:
     retention_percent: dict[str, float | None]
     """Score of RETAINED -> 100 * student / teacher."""
     subgroups: tuple[Subgroup, ...]
+    objective: Objective | None = None
+    """What it is worth to somebody who counts bytes, too, where that was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; without the answers themselves, which `predictions.csv` has."""
-        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "answers"}
+        left_out = {"answers", *(["objective"] if self.objective is None else [])}
+        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
         return {"split": self.answers.split, "source": self.answers.source, **found}
 
 

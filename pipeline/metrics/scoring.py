@@ -146,6 +146,8 @@ def _spread_scores(split: SplitEvaluation) -> dict[str, float | None]:
         scores |= {"specificity": split.student.sensitivity.specificity}
     if split.agreement:
         scores |= {"agreement": split.agreement.top1, "kl_nats": split.agreement.kl_nats}
+    if split.objective:
+        scores |= {"objective": split.objective.score}
     return scores
 
 

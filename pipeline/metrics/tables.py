@@ -20,12 +20,13 @@ from pipeline.metrics.evaluation import (
     TasksSeedsEvaluation,
 )
 from pipeline.metrics.full import HEADLINE, PER_CLASS
+from pipeline.metrics.objective import F1_POINTS, Objective
 from pipeline.metrics.sensitivity import OperatingPoint
 from pipeline.metrics.subgroups import MIN_IMAGES, SCORES, Subgroup
 
 _MAX_CONFUSION = 30
 """Classes; a wider matrix fits no terminal."""
-_SPREAD_NAMES = {"agreement": "agreement (top-1)", "kl_nats": "KL (nats)"}
+_SPREAD_NAMES = {"agreement": "agreement (top-1)", "kl_nats": "KL (nats)", "objective": "objective"}
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -48,6 +49,8 @@ def seeds_table(evaluation: SeedsEvaluation) -> str:
             for score, found in spread.items()
         ]  # fmt: skip
         lines += _columns([("", "mean +- std", "teacher", "seeds"), *rows])
+        if first.objective:
+            lines += [f"objective: {F1_POINTS} x macro F1 - size factor; {_whose_size_factor(first.objective)}"]
     return "\n".join(map(printable, lines))
 
 
@@ -83,7 +86,7 @@ def _title(text: str) -> str:
 
 def split_lines(split: SplitEvaluation, classes: Sequence[str]) -> list[str]:
     """All that there is to say of one split."""
-    lines = [*_heading(split), *_totals(split)]
+    lines = [*_heading(split), *_totals(split), *(_objective(split.objective) if split.objective else ())]
     for who, scores in _models(split):
         if scores.sensitivity:
             lines += ["", *_operating(scores.sensitivity)] if who == "student" else []
@@ -128,6 +131,17 @@ def _totals(split: SplitEvaluation) -> Iterator[str]:
     yield f"always the largest class: accuracy {student.metrics.majority_share:.3f}"
     if split.agreement:
         yield f"agreement with the teacher: top-1 {split.agreement.top1:.3f}, KL {split.agreement.kl_nats:.3f} nats"
+
+
+def _objective(objective: Objective) -> Iterator[str]:
+    score = _with_interval(objective.score, objective.interval)
+    yield f"{objective.name} objective of the student: {F1_POINTS} x macro F1 - {objective.size_factor:.3f} = {score}"
+    yield _whose_size_factor(objective)
+
+
+def _whose_size_factor(objective: Objective) -> str:
+    size = f"the exported file has {objective.n_bytes / 1e6:.3f} MB"
+    return f"{size}; the size factor is the one you gave: the {objective.name}'s own is not public"
 
 
 def _operating(point: OperatingPoint) -> Iterator[str]:

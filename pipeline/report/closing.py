@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data.samples import Sample
 from pipeline.answers import said_groups
+from pipeline.card import StudentCard
 from pipeline.gate.report import TeacherReport
 from pipeline.inference import load_student
 from pipeline.losses.distillation import UNLABELLED
@@ -24,7 +25,6 @@ from pipeline.report.content import ReportContent
 from pipeline.report.page import write_report
 from pipeline.runs import RunFolder
 from pipeline.targets import TeacherTargets, teacher_parameters
-from pipeline.torchscript import StudentCard
 from pipeline.training.config import TrainConfig
 from pipeline.training.facts import StudentNumbers, teacher_numbers
 from pipeline.training.validation import Validator

@@ -22,11 +22,11 @@ from data.loaders import read_sample
 from data.options import ScanOptions
 from data.samples import Sample
 from data.views import CLEAN_ROW, render
-from pipeline import torchscript
 from pipeline.answers import Answering, cache_of, said_groups
 from pipeline.arguments import check_model_and_data
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
+from pipeline.formats import torchscript
 from pipeline.gate.report import teacher_reports
 from pipeline.inference import Student, load_student
 from pipeline.joining import join

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import torchscript
 from pipeline.errors import RunError, SettingError, first_line
+from pipeline.formats import torchscript
 
 
 def pack_architecture(model: nn.Module) -> Tensor:

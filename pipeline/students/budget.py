@@ -11,11 +11,12 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from pipeline import torchscript
+from pipeline.card import StudentCard
 from pipeline.errors import OverBudget, SettingError
+from pipeline.formats import torchscript
+from pipeline.formats.stored import WEIGHTS
 from pipeline.students.build import parameter_bytes, tensor_bytes
 from pipeline.students.names import DEFAULT_STUDENT, find_source, student_names
-from pipeline.torchscript import StudentCard
 
 MB = 1_000_000
 """Budgets are in megabytes of 1e6 bytes, of the exported file."""
@@ -34,10 +35,24 @@ def check_budget(model: nn.Module, card: StudentCard, budget_mb: float) -> int:
     artefact_bytes = weights if weights > budget_mb * MB else len(torchscript.to_bytes(model, card))
     if artefact_bytes <= budget_mb * MB:
         return artefact_bytes
+    half = artefact_bytes / 2 / MB * 1.1
     raise OverBudget(
         f"{card.student} with {n_classes} classes exports to {artefact_bytes / MB:.1f} MB, the budget is "
         f"{budget_mb:g} MB; {_advice(model, card, budget_mb)}, or raise --budget-mb"
+        + (f" and export it with --weights fp16 (about {half:.1f} MB)" if half <= budget_mb else "")
     )
+
+
+def what_fits(module: Any, card: StudentCard, budget_mb: float) -> str:
+    """Of a finished student that is too large: the ways of storing its weights, and the student to train instead."""
+    sizes = {weights: len(torchscript.to_bytes(module, card, weights)) for weights in WEIGHTS[1:]}
+    ways = [
+        f"--weights {weights} as torchscript ({n_bytes / MB:.1f} MB)"
+        for weights, n_bytes in sizes.items() if n_bytes < budget_mb * MB
+    ]  # fmt: skip
+    smaller = _largest_that_fits(card.student, len(card.classes), card.size_px, budget_mb)
+    train = f"train --student {smaller}" if smaller else "train a smaller student"
+    return f"what fits: {', '.join(ways)}; or {train}" if ways else train
 
 
 def _advice(model: nn.Module, card: StudentCard, budget_mb: float) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import torchscript
 from pipeline.errors import SettingError, first_line
+from pipeline.formats import torchscript
 from pipeline.students.architecture import evaluated
 from pipeline.students.from_file import user_errors
 from pipeline.students.names import StudentSource

@@ -13,12 +13,12 @@ import torch
 import torchvision
 from torch import Tensor
 
+from pipeline.card import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import SettingError, first_line
 from pipeline.network import check_network
 from pipeline.students.build import construct_timm
 from pipeline.students.names import StudentSource, require_timm
 from pipeline.students.weights import READING_ERRORS, Weights
-from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
 
 _OF_GOOGLE = ("googlenet", "inception_v3")
 """Torchvision feeds their weights with pixels in -1..1; a student sees ImageNet's normalisation and adapts."""

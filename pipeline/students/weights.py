@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import torchscript
+from pipeline.card import StudentCard
 from pipeline.errors import RunError, SettingError, first_line
+from pipeline.formats import torchscript
+from pipeline.formats.stored import is_stored_smaller
 from pipeline.runs import RunFolder
-from pipeline.torchscript import StudentCard
 
 _NESTED_IN = ("state_dict", "model_state_dict", "model")
 READING_ERRORS = (
@@ -50,6 +51,11 @@ def read_weights(path: Path) -> Weights:
         )
     if _is_torchscript(path):
         module, card = torchscript.load_any(path)
+        if is_stored_smaller(module.state_dict()):
+            raise SettingError(
+                f"{path} was exported with --weights fp16 or int8, its norms are folded and its weights rounded: "
+                "--init takes the run folder, or an export with --weights fp32"
+            )
         return Weights(dict(module.state_dict()), str(path), None if card is None else card.classes)
     content = _load(path)
     return Weights(_state_of(content, path), str(path), _classes_of(content))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.card import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import SettingError, TeacherError, did_you_mean, first_line
 from pipeline.network import check_network
 from pipeline.students.build import build_student
@@ -29,7 +30,6 @@ from pipeline.teachers.heads import Head, LinearHead, OutputHead
 from pipeline.teachers.hub import LOADING_ERRORS
 from pipeline.teachers.preprocessing import read_preprocessing
 from pipeline.teachers.teacher import LoadedModel, json_digest, weights_digest
-from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from pipeline import torchscript
+from pipeline.formats import torchscript
 from pipeline.inference import load_student
 from pipeline.runs import RunFolder
 from pipeline.teachers.classifiers import Classifier

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.loaders import StudentLoader
+from pipeline.card import StudentCard
 from pipeline.inference import normalise
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
 from pipeline.targets import TeacherTargets
 from pipeline.tasks import UNLABELLED
-from pipeline.torchscript import StudentCard
 
 _BATCH_SIZE = 128
 _N_CHECKED = 8

@@ -203,3 +203,16 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     with pytest.raises(CacheDiskFull):
         durable.write_atomic(path, b"new")
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("plan.json", b"old")]
+
+
+def test_who_holds_a_file_is_alone_and_clears_what_killed_ones_left(tmp_path: Path) -> None:
+    final = tmp_path / "m[1].pt"
+    left, foreign = durable.temp_name(final), durable.temp_name(tmp_path / "m1.pt")
+    for path in (left, foreign):
+        path.touch()
+    with durable.held(final):
+        assert not left.exists()
+        assert foreign.exists()
+        with pytest.raises(CacheBusy, match="another process is writing this output"), durable.held(final):
+            pass
+    assert list(tmp_path.iterdir()) == [foreign]

@@ -14,13 +14,13 @@ import torchvision
 from torch import nn
 from torchvision.models import googlenet, shufflenet_v2_x0_5
 
+from pipeline.card import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import SettingError, TeacherError
 from pipeline.teachers.classifiers import Classifier, classifier_teacher, torchvision_classifier
 from pipeline.teachers.description import TeacherDescription
 from pipeline.teachers.loading import open_teacher
 from pipeline.teachers.prompts import PromptSource
 from pipeline.teachers.teacher import Teacher
-from pipeline.torchscript import IMAGENET_MEAN, IMAGENET_STD
 
 from . import other_teachers as make
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from cache import CacheReader
 from data.scan import scan_data
+from pipeline.card import StudentCard
 from pipeline.demo.lesions import CLASSES, write_lesions
-from pipeline.torchscript import StudentCard
 
 Cli = Callable[..., tuple[int, str, str]]
 LESIONS = sorted(CLASSES)

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.export import export
+
+from ..conftest import TwoTasks
+
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -48,6 +52,10 @@ def test_a_folder_and_json_have_the_same_numbers(cli: Cli, tiny_run: Path, tiny_
         (("RUN", "CACHE"), "is a cache, no folder of images", 1),
         (("RUN", "DATA", "--cache", "none.h5"), "none.h5", 1),
         (("RUN", "DATA", "-o", "DATA"), "is not empty: choose another -o", 1),
+        (("RUN", "DATA", "--objective", "course"), "--objective course needs --size-factor", 1),
+        (("RUN", "DATA", "--size-factor", "0.35"), "pass --objective course as well", 1),
+        (("RUN", "DATA", "--objective", "course", "--size-factor", "small"), "such as 0.02/MB; got 'small'", 1),
+        (("RUN", "DATA", "--objective", "f1", "--size-factor", "0.35"), "'f1' is not 'course'", 2),
     ],
 )
 def test_a_mistake_is_one_message(
@@ -59,13 +67,67 @@ def test_a_mistake_is_one_message(
     assert said in err
 
 
+def test_the_courses_score_is_shown_of_the_student_alone(
+    cli: Cli, tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    export(tiny_run, tmp_path / "m.pt")
+    n_bytes = (tmp_path / "m.pt").stat().st_size
+    asked = ("--split", "test", "--objective", "course", "--size-factor", "0.02/MB")
+    found = {}
+    for model in (tiny_run, tmp_path / "m.pt"):
+        code, out, err = cli("evaluate", model, tiny_data, *asked, "--json", tmp_path / f"{model.name}.json")
+        assert code == 0, err
+        assert "the course's own is not public" in out
+        split = json.loads((tmp_path / f"{model.name}.json").read_text())["splits"]["test"]
+        found[model] = split["objective"]
+        student = split["student"]
+        expected = 10 * student["macro_f1"] - 0.02 * n_bytes / 1e6
+        assert list(found[model]) == ["name", "size_factor", "n_bytes", "macro_f1", "score", "interval"]
+        assert found[model]["score"] == pytest.approx(expected)
+        width = student["intervals"]["macro_f1"]["high"] - student["intervals"]["macro_f1"]["low"]
+        assert found[model]["interval"]["high"] - found[model]["interval"]["low"] == pytest.approx(10 * width)
+        assert f"10 x macro F1 - {0.02 * n_bytes / 1e6:.3f} = {expected:.3f} [" in out
+    assert found[tiny_run] == found[tmp_path / "m.pt"]
+    assert found[tiny_run]["n_bytes"] == n_bytes
+    plain = json.loads(cli("evaluate", tiny_run, tiny_data, "--split", "test", "--json", "-")[1])
+    assert "objective" not in plain["splits"]["test"]
+
+
+def test_the_courses_score_of_several_seeds_has_a_mean_and_a_spread(
+    cli: Cli, tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        shutil.copytree(tiny_run, tmp_path / f"seed-{seed}")
+    asked = ("--split", "test", "--objective", "course", "--size-factor", "0.35", "--json", tmp_path / "e.json")
+    code, out, err = cli("evaluate", tmp_path, tiny_data, *asked)
+    assert code == 0, err
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("objective  "))
+    assert row[2:4] == ["+-", "0.000"]
+    assert row[1] == row[-1] == row[-2]
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["spread"]["test"]["objective"]["mean"] == pytest.approx(
+        10 * found["spread"]["test"]["macro_f1"]["mean"] - 0.35
+    )
+    assert found["seeds"]["seed-1"]["splits"]["test"]["objective"]["size_factor"] == 0.35
+
+
+def test_the_course_has_one_task(cli: Cli, two_tasks: TwoTasks, tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_tasks.run, tmp_path / "seed-0")
+    for model in (two_tasks.run, tmp_path):
+        asked = ("--objective", "course", "--size-factor", "0.35", *two_tasks.words)
+        code, out, err = cli("evaluate", model, tiny_data, *asked)
+        assert (code, out) == (1, "")
+        assert "the course has one task, and " in err
+        assert " answers dx, tone" in err
+
+
 def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:
     from pipeline.commands.evaluate import evaluate as command
     from pipeline.evaluate import EvaluateConfig
 
     parsed = command.make_context("softlabel", ["RUN", "DATA"]).params
     shared = {name: value for name, value in parsed.items() if hasattr(EvaluateConfig(), name)}
-    assert len(shared) == 8
+    assert len(shared) == 10
     assert shared == {name: getattr(EvaluateConfig(), name) for name in shared}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.torchscript import StudentCard
+from pipeline.card import StudentCard
 
 CLASSES = ("akiec", "mel", "nv")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.card import StudentCard
 from pipeline.errors import RunError, SettingError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.export import export
@@ -18,7 +19,6 @@ from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.architecture import pack_architecture, unpack_architecture
 from pipeline.students.prepare import prepare_student
 from pipeline.teachers.scripted import student_classifier
-from pipeline.torchscript import StudentCard
 from pipeline.train import TrainConfig, saved_config, train
 
 Own = Callable[..., str]

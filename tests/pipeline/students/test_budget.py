@@ -10,12 +10,12 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline import torchscript
+from pipeline.card import StudentCard
 from pipeline.errors import OverBudget, SettingError
+from pipeline.formats import torchscript
 from pipeline.students.budget import MB, _family, _largest_that_fits, check_budget, n_parameters
 from pipeline.students.build import build_student, parameter_bytes, tensor_bytes
 from pipeline.students.names import DEFAULT_STUDENT, student_names
-from pipeline.torchscript import StudentCard
 
 CardOf = Callable[..., StudentCard]
 

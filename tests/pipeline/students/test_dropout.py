@@ -9,13 +9,13 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline import torchscript
+from pipeline.card import StudentCard
 from pipeline.errors import SettingError
+from pipeline.formats import torchscript
 from pipeline.students.build import _construct, _weightless, build_student
 from pipeline.students.dropout import DroppingLinear, set_head_dropout
 from pipeline.students.names import find_source, student_names
 from pipeline.students.prepare import prepare_student
-from pipeline.torchscript import StudentCard
 
 CLASSES = ("akiec", "mel", "nv")
 NAMES = ["shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small", "timm:test_resnet", "timm:test_vit"]

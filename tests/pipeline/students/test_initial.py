@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import torchscript
+from pipeline.card import StudentCard
 from pipeline.errors import RunError, SettingError
+from pipeline.formats import torchscript
 from pipeline.inference import load_student
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.build import build_student
 from pipeline.students.initial import _plan
 from pipeline.students.prepare import prepare_student
 from pipeline.students.weights import Weights
-from pipeline.torchscript import StudentCard
 
 CLASSES = ("akiec", "mel", "nv")
 NAME = "squeezenet1_1"
@@ -210,6 +210,14 @@ def test_an_exported_file_gives_its_weights_and_classes(
     model, _ = started_from(tmp_path / "m.pt", classes=("class 2", "class 0", "class 1"))
     assert torch.equal(model.state_dict()["classifier.1.bias"], elsewhere["classifier.1.bias"][[2, 0, 1]])
     assert differing(model, elsewhere) == {"classifier.1.weight", "classifier.1.bias"}
+
+
+def test_an_exported_file_of_smaller_weights_says_what_to_take(
+    tmp_path: Path, card_of: Callable[..., StudentCard]
+) -> None:
+    (tmp_path / "m.pt").write_bytes(torchscript.to_bytes(build_student(NAME, 3, 64), card_of(NAME), "fp16"))
+    with pytest.raises(SettingError, match=r"m\.pt was exported with --weights fp16 or int8, .*: --init takes the run"):
+        started_from(tmp_path / "m.pt")
 
 
 def test_a_run_starts_a_users_own_student_as_well(own: Callable[..., str], tiny_run: Path, tmp_path: Path) -> None:

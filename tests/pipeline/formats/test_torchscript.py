@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline.card import CARD_NAME, StudentCard
 from pipeline.errors import RunError
+from pipeline.formats.torchscript import load, to_bytes
 from pipeline.students.build import build_student
-from pipeline.torchscript import CARD_NAME, StudentCard, load, to_bytes
 
 CARD = StudentCard(
     student="shufflenet_v2_x0_5", tasks={"class": ("ächzen", 'a "quoted" one', "nv")}, size_px=32,
@@ -153,8 +154,8 @@ def test_other_zip_files_and_checkpoints_are_refused(tmp_path: Path, student: nn
     with zipfile.ZipFile(tmp_path / "images.pt", "w") as archive:
         archive.writestr("a.txt", "x")
     torch.save(student.state_dict(), tmp_path / "best.pt")
-    for name in ("images.pt", "best.pt"):
-        with pytest.raises(RunError, match="is not a TorchScript model") as caught:
+    for name, said in (("images.pt", "is not a TorchScript model"), ("best.pt", "is a checkpoint, no exported model")):
+        with pytest.raises(RunError, match=said) as caught:
             load(tmp_path / name)
         assert "\n" not in str(caught.value)
 
@@ -183,3 +184,12 @@ def test_the_columns_of_several_tasks_are_named_by_both() -> None:
     card = dataclasses.replace(CARD, tasks={"modality": ("CT", "MR"), "side": ("left", "right")})
     assert card.classes == ("modality: CT", "modality: MR", "side: left", "side: right")
     assert card.every_task.columns == {"modality": slice(0, 2), "side": slice(2, 4)}
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_file_says_nothing_of_the_machine_that_made_it(weights: str, student: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(to_bytes(student, CARD, weights))
+    with zipfile.ZipFile(tmp_path / "m.pt") as archive:
+        content = b"".join(map(archive.read, archive.namelist()))
+    assert str(Path(torch.__file__).parent).encode() not in content
+    assert str(Path(__file__).parent).encode() not in content

@@ -1,0 +1,1 @@
+"""The course server: a file is checked, handed in once, and asked after."""
