@@ -79,7 +79,9 @@ def build_cache(
     batch_size = config.batch_size or default_batch_size(teacher.device)
     checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved
     while True:
-        writer = SegmentedWriter(Path(out), manifest_of(images, teacher, config), {"rows_per_forward": batch_size})
+        writer = SegmentedWriter(
+            Path(out), manifest_of(images, teacher.facts, config), {"rows_per_forward": batch_size}
+        )
         try:
             return _build(writer, images, teacher, config, checked, skip_bad_images=scan.skip_bad_images)
         except OutOfMemory as error:
@@ -105,7 +107,7 @@ def _build(
     checked: dict[str, BadFile | None], *, skip_bad_images: bool,
 ) -> BuildResult:  # fmt: skip
     asked = writer.compute_setting["rows_per_forward"]
-    features = feature_shapes(teacher, config)
+    features = feature_shapes(teacher.facts, config)
     with writer:
         check_features(writer.out, writer.features, features)
         if (batch_size := writer.compute_setting["rows_per_forward"]) != asked:

@@ -126,8 +126,8 @@ def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: Sca
     out = Path(out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     teacher = prepare_teacher(images, config)
-    manifest = manifest_of(images, teacher, config)
-    features = feature_shapes(teacher, config)
+    manifest = manifest_of(images, teacher.facts, config)
+    features = feature_shapes(teacher.facts, config)
     done = _standing(out, manifest, features)
     wanted = wanted_rows(images, config.views, done)
     bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted])]

@@ -27,7 +27,7 @@ from pipeline.teachers.description import TeacherDescription, read_description
 from pipeline.teachers.hub import DEFAULT_TEACHER
 from pipeline.teachers.loading import name_without_path, open_teacher
 from pipeline.teachers.prompts import PromptSource, stored_prompts
-from pipeline.teachers.teacher import PRECISIONS, Teacher, resolve_precision
+from pipeline.teachers.teacher import PRECISIONS, Teacher, TeacherFacts, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -78,24 +78,46 @@ class BuildConfig:
 
 def prepare_teacher(images: SampleSet, config: BuildConfig) -> Teacher:
     """Load the teacher, print its prompts, and refuse one whose answers could be of no use for these images."""
+    teacher = load_teacher(images, config)
+    introduce(teacher.facts, images, config)
+    return teacher
+
+
+def load_teacher(images: SampleSet, config: BuildConfig) -> Teacher:
+    """The teacher, ready for these images; TeacherError or SettingError where there is none."""
     tasks = Tasks(images.classes)
     _check_names(tasks)
     device = resolve_device(config.device)
     description = read_description(config.teacher_config) if config.teacher_config else TeacherDescription()
-    teacher = open_teacher(
+    return open_teacher(
         config.teacher, tasks, PromptSource(file=config.prompts, templates=config.templates),
         description=description, device=device, precision=resolve_precision(config.precision, device),
     )  # fmt: skip
-    for name, texts in stored_prompts({"teacher": teacher.identity}).items():
+
+
+def question(images: SampleSet, config: BuildConfig) -> dict[str, Any]:
+    """All that a teacher's facts depend on beside its own files, in plain values."""
+    asked = {"prompts": config.prompts, "teacher_config": config.teacher_config}
+    return {
+        "tasks": [[task, list(names)] for task, names in Tasks(images.classes).items()],
+        "templates": list(config.templates),
+        "identity_version": IDENTITY_VERSION,
+        **{name: path.read_bytes().hex() for name, path in asked.items() if path is not None and path.is_file()},
+    }
+
+
+def introduce(facts: TeacherFacts, images: SampleSet, config: BuildConfig) -> None:
+    """Print a teacher's prompts; TeacherError where its answers could be of no use for these images."""
+    for name, texts in stored_prompts({"teacher": facts.identity}).items():
         log.info("prompt  %s: %s", name, " | ".join(texts))
-    if unknown := [name for name in tasks.outputs if name not in teacher.classes]:
+    tasks = Tasks(images.classes)
+    if unknown := [name for name in tasks.outputs if name not in facts.classes]:
         found = f"the teacher does not know {len(unknown)} of the {len(tasks.outputs)} classes of the images (first: "
-        found += f"'{unknown[0]}'{did_you_mean(unknown[0], teacher.classes)}); it knows {len(teacher.classes):,}: "
-        found += ", ".join(teacher.classes[:8]) + (", ..." if len(teacher.classes) > 8 else "")
-        if not (teacher.has_embedding and config.embedding):
+        found += f"'{unknown[0]}'{did_you_mean(unknown[0], facts.classes)}); it knows {len(facts.classes):,}: "
+        found += ", ".join(facts.classes[:8]) + (", ..." if len(facts.classes) > 8 else "")
+        if facts.embedding_size is None or not config.embedding:
             raise TeacherError(f"{found}. Rename its classes by --teacher-config FILE, or rename the folders")
         log.warning("%s. Its logits cannot teach; its embeddings can: softlabel cache probe", found)
-    return teacher
 
 
 def _check_names(tasks: Tasks) -> None:
@@ -116,14 +138,14 @@ def stored_tasks(images: SampleSet, known: Sequence[str]) -> tuple[Tasks, dict[s
     return tasks, {task: [column[name] for name in tasks.outputs[where]] for task, where in tasks.columns.items()}
 
 
-def feature_shapes(teacher: Teacher, config: BuildConfig) -> FeatureShapes:
+def feature_shapes(facts: TeacherFacts, config: BuildConfig) -> FeatureShapes:
     """What is stored beside the logits of a row: feature name -> shape."""
-    embedding: FeatureShapes = {"embedding": (teacher.head.input_size,)}
-    seen: FeatureShapes = {SEEN: ()}
-    return {
-        **(embedding if config.embedding and teacher.has_embedding else {}),
-        **(seen if teacher.fitted_on is not None else {}),
-    }
+    shapes: FeatureShapes = {}
+    if config.embedding and facts.embedding_size is not None:
+        shapes["embedding"] = (facts.embedding_size,)
+    if facts.is_fitted:
+        shapes[SEEN] = ()
+    return shapes
 
 
 def asked_as(images: SampleSet) -> dict[str, Any]:
@@ -132,20 +154,20 @@ def asked_as(images: SampleSet) -> dict[str, Any]:
     return {} if task == FOLDER_TASK else {ASKED_AS: task}
 
 
-def manifest_of(images: SampleSet, teacher: Teacher, config: BuildConfig) -> Manifest:
+def manifest_of(images: SampleSet, facts: TeacherFacts, config: BuildConfig) -> Manifest:
     """All of it but what is known once rows are computed."""
-    tasks, _ = stored_tasks(images, teacher.classes)
+    tasks, _ = stored_tasks(images, facts.classes)
     identity = {
         "identity_version": IDENTITY_VERSION,
         "tasks": [{"name": task, "classes": list(names)} for task, names in tasks.items()],
-        "teacher": teacher.identity,
-        "preprocessing": teacher.preprocessing,
-        "precision": teacher.precision,
+        "teacher": facts.identity,
+        "preprocessing": facts.preprocessing,
+        "precision": resolve_precision(config.precision, resolve_device(config.device)),
         **view_identity(config.policy, config.seed),
     }
     provenance = {
         "teacher": name_without_path(config.teacher),
-        "teacher_parameters": teacher.n_parameters,
+        "teacher_parameters": facts.n_parameters,
         **asked_as(images),
         **origin("torch", "torchvision", "transformers"),
     }

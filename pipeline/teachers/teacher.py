@@ -63,6 +63,23 @@ class LoadedModel:
     """Keys of the images that it was fitted on; None where nobody knows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """What a cache claims of its teacher, in plain values: all that a build must know before it needs an answer."""
+
+    classes: tuple[str, ...]
+    """Names of the logits' columns, in sorted order."""
+    identity: dict[str, Any]
+    """Everything that the logits depend on, but for pixels and precision."""
+    preprocessing: dict[str, Any]
+    """Size, mean and std of the pixels."""
+    embedding_size: int | None
+    """D; None where the outputs are all there is."""
+    is_fitted: bool
+    """Whether it says which images it was fitted on."""
+    n_parameters: int
+
+
 @dataclass(frozen=True)
 class PrecisionCheck:
     """Some rows in the teacher's precision against the same rows in float32."""
@@ -101,6 +118,15 @@ class Teacher:
         self._tower = model.tower.to(device=device, dtype=self._weights_dtype).eval()
         self._mean_3 = torch.tensor(self.mean, device=device, dtype=torch.float32).view(1, 3, 1, 1)
         self._std_3 = torch.tensor(self.std, device=device, dtype=torch.float32).view(1, 3, 1, 1)
+
+    @property
+    def facts(self) -> TeacherFacts:
+        """What a cache claims of it."""
+        return TeacherFacts(
+            classes=self.classes, identity=self.identity, preprocessing=self.preprocessing,
+            embedding_size=self.head.input_size if self.has_embedding else None,
+            is_fitted=self.fitted_on is not None, n_parameters=self.n_parameters,
+        )  # fmt: skip
 
     @property
     def has_embedding(self) -> bool:
