@@ -30,11 +30,13 @@ from data.scan import scan_data
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.checks import FirstBatch, record, tell_pixel_difference
 from pipeline.errors import OutOfMemory, SettingError, TeacherError
+from pipeline.on_demand import TeacherOnDemand
 from pipeline.outputs import check_output_file
 from pipeline.passes import embed_in_passes
 from pipeline.process import deferred_interrupts
-from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher, stored_tasks
+from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, stored_tasks
 from pipeline.targets import SEEN
+from pipeline.teachers.known import KnownTeachers
 from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import Wanted, planned_dims, wanted_rows, warn_of_a_full_disk
 
@@ -66,16 +68,18 @@ def build_cache(
     out: str | Path,
     config: BuildConfig,
     scan: ScanOptions = ScanOptions(),
+    known_teachers: Path | None = None,
 ) -> BuildResult:
     """Build, resume or extend the cache `out` for the images in `data`.
 
     An existing `out` of the same recipe is extended by the rows it lacks; one of another recipe is refused untouched.
+    A teacher that the folder `known_teachers` remembers is loaded only where rows are to be computed.
     A batch that does not fit into memory is halved, as long as no row is sealed (a row's bits depend on it).
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
     check_output_file(out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
-    teacher = prepare_teacher(images, config)
+    teacher = TeacherOnDemand(images, config, KnownTeachers(known_teachers))
     batch_size = config.batch_size or default_batch_size(teacher.device)
     checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved
     while True:
@@ -103,7 +107,7 @@ def default_batch_size(device: str) -> int:
 
 
 def _build(
-    writer: SegmentedWriter, images: SampleSet, teacher: Teacher, config: BuildConfig,
+    writer: SegmentedWriter, images: SampleSet, teacher: TeacherOnDemand, config: BuildConfig,
     checked: dict[str, BadFile | None], *, skip_bad_images: bool,
 ) -> BuildResult:  # fmt: skip
     asked = writer.compute_setting["rows_per_forward"]
@@ -127,13 +131,15 @@ def _build(
         bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted], checked)]
         refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
-        tell_pixel_difference(writer, teacher, wanted, config.policy.geometry)
-        started = time.perf_counter()
-        teacher.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
-        n_computed, gone = _compute(
-            wanted, teacher, writer, config, batch_size, stored_tasks(images, teacher.classes)[1]
-        )
-        wall_s = time.perf_counter() - started
+        n_computed, n_recomputed, wall_s, gone = 0, recomputed_before, 0.0, list[BadFile]()
+        if wanted:
+            model = teacher.load()
+            tell_pixel_difference(writer, model, wanted, config.policy.geometry)
+            started = time.perf_counter()
+            model.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
+            columns = stored_tasks(images, model.classes)[1]
+            n_computed, gone = _compute(wanted, model, writer, config, batch_size, columns)
+            n_recomputed, wall_s = model.n_recomputed, time.perf_counter() - started
         writer.seal()
         refuse_or_tell(gone, n_images, "everything else is computed and sealed", skip=skip_bad_images)
         said = writer.manifest.provenance if n_computed else told
@@ -141,7 +147,7 @@ def _build(
         reader = writer.finish({**skipped_field(writer, [*bad, *gone]), **fields})
     return BuildResult(
         writer.out, reader.n_samples, reader.n_rows, n_computed, len(bad) + len(gone),
-        teacher.n_recomputed - recomputed_before, wall_s,
+        n_recomputed - recomputed_before, wall_s,
     )  # fmt: skip
 
 
@@ -155,7 +161,7 @@ def _said(told: Mapping[str, Any], name: str, without: Said) -> Said:
 
 
 def _announce(
-    writer: SegmentedWriter, wanted: Wanted, images: SampleSet, teacher: Teacher, features: FeatureShapes, *,
+    writer: SegmentedWriter, wanted: Wanted, images: SampleSet, teacher: TeacherOnDemand, features: FeatureShapes, *,
     names: bool,
 ) -> None:  # fmt: skip
     total = sum(len(views) for _, views in wanted)
@@ -189,8 +195,6 @@ def _compute(
     columns: Mapping[str, list[int]],
 ) -> tuple[int, list[BadFile]]:  # fmt: skip
     """Compute and seal all wanted rows: (how many, the files that went bad or away since they were checked)."""
-    if not wanted:
-        return 0, []
     dataset = TeacherViews(wanted, config.policy, config.seed, teacher.size_px)
     workers = default_workers(teacher.device) if config.workers is None else config.workers
     bad: list[BadFile] = []

@@ -21,12 +21,16 @@ RIDGE = 0.01
 """Of unit embeddings: with less, the few train images are known by heart and their logits lie close together."""
 
 
-def write_teacher(folder: Path, images: Path, width: int = 32, seed: int = 0) -> Path:
+def write_teacher(
+    folder: Path, images: Path, width: int = 32, seed: int = 0, *, patch_px: int = 8, layers: int = 2
+) -> Path:
     """A SigLIP model of a few thousand weights that knows these images a little: well above chance, far from right."""
     found = scan_data(images)
     prompts = default_prompts(found.classes[FOLDER_TASK])
     texts = [text for class_texts in prompts.values() for text in class_texts]
-    model = new_siglip(SmallSiglip(size_px=SIZE_PX, patch_px=8, width=width, layers=2, heads=2), texts, folder, seed)
+    model = new_siglip(
+        SmallSiglip(size_px=SIZE_PX, patch_px=patch_px, width=width, layers=layers, heads=2), texts, folder, seed
+    )
     with torch.no_grad():
         # A fresh model's answers are nearly constant: a large probe token gives them some variety.
         model.vision_model.head.probe.normal_(generator=torch.Generator().manual_seed(seed))

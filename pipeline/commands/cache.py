@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
+from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command, user_folder
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
@@ -65,7 +65,8 @@ def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **setti
     with goes_on_with(same_command):
         from pipeline.build import BuildConfig, build_cache
 
-        result = build_cache(data, out, BuildConfig(**settings), scan=scan)
+        known = user_folder() / "teachers"
+        result = build_cache(data, out, BuildConfig(**settings), scan=scan, known_teachers=known)
     speed = f", {result.n_computed / result.wall_s:.1f} views/s" if result.n_computed else ""
     click.echo(
         f"{out}: {result.n_rows:,} views of {result.n_samples:,} images "

@@ -55,6 +55,13 @@ def same_command(*extra: str) -> str:
     return shlex.join(["softlabel", *arguments])
 
 
+def user_folder() -> Path:
+    """Where this user's commands keep what they can do without: hashes, downloads, what teachers said of themselves."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("softlabel", appauthor=False)
+
+
 def data_options(command: Command | None = None, *, beside: tuple[str, ...] = ()) -> Any:
     """How the images are found, as the argument `scan`: the same for every command that takes DATA.
 
@@ -67,14 +74,12 @@ def data_options(command: Command | None = None, *, beside: tuple[str, ...] = ()
 
     @functools.wraps(inner)
     def with_scan(*args: Any, **options: Any) -> Any:
-        from platformdirs import user_cache_path
-
         from data.options import ScanOptions
 
         given = {name: options.pop(name) for name in _DATA_OPTIONS if name not in beside}
         if given["fold"] is not None and "folds" in beside:
             given["folds"] = options["folds"]
-        cache = user_cache_path("softlabel", appauthor=False)
+        cache = user_folder()
         scan = ScanOptions(**given, memo=cache / "hashes.sqlite", downloads=cache / "data")
         return inner(*args, scan=scan, **options)
 
