@@ -51,7 +51,7 @@ def derive(
         temp = durable.temp_name(out, workspace.folder)
         try:
             with NewFile(temp, dims.specs()) as new:
-                _fill(new, parent, new_objects)
+                fill_from(parent, new, new_objects, names=True)
                 new.seal(manifest)
             with CacheReader(temp, memory_map=False) as written:
                 written.verify()
@@ -93,11 +93,12 @@ def _check(objects: Mapping[str, np.ndarray], specs: Mapping[str, Spec]) -> None
             raise CacheMismatch(f"{name} is not finite in {len(rows)} of {len(values)} rows (first: {rows[0]})")
 
 
-def _fill(new: NewFile, parent: CacheReader, objects: Mapping[str, np.ndarray]) -> None:
+def fill_from(parent: CacheReader, new: NewFile, objects: Mapping[str, np.ndarray], *, names: bool) -> None:
+    """Put `objects` into a new file and copy the others from `parent`; its names only with `names`."""
     new.put("samples/key", parent.keys)
     new.put("samples/first_row", parent.first_row)
     new.put("rows/view", parent.view)
-    if parent.names is not None:
+    if names and parent.names is not None:
         put_names(new, parent.names)
     for name, (spec, _) in new.extents.items():
         if name in objects:

@@ -27,6 +27,7 @@ from pipeline.commands.imports import cache_import
 from pipeline.commands.predict import predict
 from pipeline.commands.repair import probe, rehead
 from pipeline.commands.report import report
+from pipeline.commands.store import cache_list, cache_pull, cache_push
 from pipeline.commands.teacher import teacher
 from pipeline.commands.train import train
 
@@ -112,6 +113,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel teacher fit DATA --from M -o T  before it, if you like: a teacher that knows your images
     softlabel cache build DATA -o t.h5        stage one: the teacher's logits of every view
     softlabel cache verify t.h5               is it what it was? (also: cache info, cache merge)
+    softlabel cache push t.h5 URL             share it with the team (also: cache list, cache pull)
     softlabel cache probe t.h5 DATA -o p.h5   other logits from its embeddings (also: cache rehead)
     softlabel train DATA t.h5 -o RUN          stage two: a student, no teacher in memory
     softlabel evaluate RUN DATA               what it is worth
@@ -135,7 +137,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
         tune_allocator()
 
 
-for command in (cache_import, probe, rehead):
+for command in (cache_import, probe, rehead, cache_push, cache_pull, cache_list):
     cache.add_command(command)
 for command in (demo, data, teacher, cache, train, evaluate, export, predict, benchmark, report, course):
     cli.add_command(command)

@@ -1,0 +1,268 @@
+"""A store of caches: `RECIPE_ID/CONTENT_ID.json` beside `RECIPE_ID/CONTENT_ID.SHA256.h5`, behind any fsspec URL.
+
+Nothing in it ever changes. The manifest is written last, so what it points to stands whole; two who push the same
+rows at once each write their own data, and whichever manifest is written last points to a whole one.
+Run: `softlabel cache push t.h5 URL`
+
+Legend: N samples, R rows = (sample, view).
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cache import durable, manifest, quarantine
+from cache.errors import CacheDamaged, CacheError, CacheMismatch, ManifestError, printable
+from cache.layout import KEY_BYTES, check_order
+from cache.reader import CacheReader
+from cache.store.address import StoreAddress
+from cache.store.download import download, table_bytes
+from cache.store.entry import MAX_BYTES, Entry
+from cache.store.files import Files, Progress
+from cache.store.outgoing import packed
+from cache.store.places import files_of
+from cache.store.privacy import what_goes_out
+from cache.store.trouble import Patience, StoreError
+from cache.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+PARTIAL_SUFFIX = ".pull"
+_MANIFEST_NAME = re.compile(r"([0-9a-f]{64})/([0-9a-f]{64})\.json")
+_MAX_TABLE_BYTES = 2 << 30
+_N_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push came to."""
+
+    entry: Entry
+    is_new: bool
+    """False where the same rows stood there already, from whomever."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowTables:
+    """Which rows an object has, without the rows: key uint8 (N,16), first_row uint64 (N+1,), view uint16 (R,)."""
+
+    key: np.ndarray
+    first_row: np.ndarray
+    view: np.ndarray
+
+    def pairs(self) -> set[tuple[bytes, int]]:
+        """Every (key, view)."""
+        raw, first = self.key.tobytes(), self.first_row.astype(np.int64)
+        keys = [raw[at : at + KEY_BYTES] for at in range(0, len(raw), KEY_BYTES)]
+        owners = np.repeat(np.arange(len(keys)), first[1:] - first[:-1]).tolist()
+        return {(keys[owner], view) for owner, view in zip(owners, self.view.tolist(), strict=True)}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What stands in a store, and a line for each manifest that is not one."""
+
+    entries: list[Entry]
+    broken: list[str]
+
+
+class Store:
+    """The caches behind one URL or in one folder; connects at the first question."""
+
+    def __init__(self, url: str | StoreAddress, *, patience: Patience | None = None) -> None:
+        self.address = url if isinstance(url, StoreAddress) else StoreAddress.parse(url)
+        self._patience = patience or Patience()
+
+    @property
+    def place(self) -> str:
+        """Where what is pushed goes, for people and the memory of their yes: the URL, and the server of a bucket."""
+        return self.files.place
+
+    @cached_property
+    def files(self) -> Files:
+        """The files below the root."""
+        return files_of(self.address, self._patience)
+
+    def entries(self, recipe_id: str | None = None) -> list[Entry]:
+        """All objects, or those of one recipe, the latest first; a warning for each manifest that is not one."""
+        found = self.listing(recipe_id)
+        for line in found.broken:
+            log.warning("%s", line)
+        return found.entries
+
+    def listing(self, recipe_id: str | None = None) -> Listing:
+        """The same, the warnings as values."""
+        return self._read(self._names(recipe_id))
+
+    def find(self, wanted: str) -> Entry:
+        """The one object that a prefix of a content_id, cache_id or recipe_id means, or RECIPE_ID/PREFIX."""
+        recipe, _, prefix = wanted.lower().rpartition("/")
+        names = self._names(recipe or None)
+        near = {name: n for name, n in names.items() if any(part.startswith(prefix) for part in name.split("/"))}
+        found = [entry for entry in self._read(near or names).entries if _is_meant(entry, prefix)]
+        if not found:
+            where = self.address
+            raise StoreError(f"{where} has nothing with the ID {printable(wanted)}: softlabel cache list {where}")
+        if len(found) > 1:
+            lines = [f"  {one.content_id[:16]}  {_in_words(one)}" for one in found[:_N_LISTED]]
+            more = [f"  ... and {len(found) - _N_LISTED} more"] if len(found) > _N_LISTED else []
+            raise StoreError("\n".join([f"{len(found)} caches have the ID {printable(wanted)}:", *lines, *more]))
+        return found[0]
+
+    def row_tables(self, entry: Entry) -> RowTables:
+        """Which (key, view) rows an object has, from its small tables alone; StoreError where they are not its own."""
+        if any(place.n_bytes > _MAX_TABLE_BYTES for place in entry.tables.values()):
+            raise StoreError(
+                f"{self.files.shown(entry.name)} promises tables of over {_MAX_TABLE_BYTES:,} bytes: refused"
+            )
+        key, first_row, view = (
+            np.frombuffer(table_bytes(self.files, entry, name), dtype)
+            for name, dtype in (("samples/key", "|u1"), ("samples/first_row", "<u8"), ("rows/view", "<u2"))
+        )
+        key = key.reshape(-1, KEY_BYTES)
+        try:
+            check_order(key, first_row, view, CacheDamaged)
+        except CacheDamaged as error:
+            raise StoreError(f"{self.files.shown(entry.data_name)}: {error}: refused; ask who pushed it") from error
+        if manifest.cache_id(entry.recipe_id, key, first_row, view) != entry.cache_id:
+            raise StoreError(f"{self.files.shown(entry.data_name)}: its tables are not those of its cache_id: refused")
+        return RowTables(key, first_row, view)
+
+    def push(
+        self,
+        path: str | Path,
+        *,
+        with_names: bool = False,
+        confirm: Callable[[list[str]], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Publish what may go out of a cache, verified before; uploads nothing where the same rows stand there already.
+
+        `confirm` gets the lines that say what goes out and what stays, before anything is sent, and may raise.
+        """
+        with CacheReader(path, memory_map=False) as reader:
+            reader.verify()
+            content_id = reader.content_id
+            if confirm is not None:
+                confirm(what_goes_out(reader, with_names=with_names))
+            if standing := self._standing(reader.recipe_id, content_id):
+                return Pushed(standing, is_new=False)
+            with packed(reader, content_id, with_names=with_names) as parcel:
+                entry = parcel.entry
+                raw = entry.to_bytes()
+                Entry.from_bytes(raw, entry.recipe_id, entry.content_id)  # what nobody could list is not pushed
+                self._send(parcel.path, entry, progress or _no_progress)
+                # Somebody else's, which others may be pulling already, is as good.
+                if standing := self._standing(entry.recipe_id, entry.content_id):
+                    return Pushed(standing, is_new=False)
+                self.files.write_small(entry.name, raw)
+        return Pushed(entry, is_new=True)
+
+    def pull(self, entry: Entry, out: str | Path, *, progress: Progress | None = None) -> Path:
+        """Bring an object to `out`, which must not exist unless it has the same rows; resumes in `out`.parts.
+
+        Compared with its sha256 first, then looked at by a child process, then its ids compared; then it gets its name.
+        """
+        workspace = Workspace(Path(out))
+        if workspace.out.exists():
+            return self._there_already(entry, workspace.out)
+        with workspace:
+            partial = workspace.folder / f"{entry.sha256}{PARTIAL_SUFFIX}"
+            download(self.files, entry, partial, progress or _no_progress)
+            try:
+                self._examine(entry, partial)
+            except CacheError:
+                partial.unlink(missing_ok=True)
+                raise
+            with durable.disk_errors(workspace.out, entry.n_bytes):
+                is_new = durable.publish_new(partial, workspace.out)
+        if not is_new:
+            return self._there_already(entry, workspace.out)
+        return workspace.out
+
+    def _names(self, recipe_id: str | None) -> dict[str, int]:
+        """Name -> bytes of each manifest."""
+        sizes = self.files.sizes(recipe_id or "")
+        return {name: n_bytes for name, n_bytes in sizes.items() if _MANIFEST_NAME.fullmatch(name)}
+
+    def _read(self, names: dict[str, int]) -> Listing:
+        entries, broken = list[Entry](), list[str]()
+        readable = {name: n_bytes for name, n_bytes in names.items() if 0 < n_bytes <= MAX_BYTES}
+        contents = self.files.read_many(readable)
+        for name, n_bytes in sorted(names.items()):
+            recipe_id, content_id = name.removesuffix(".json").split("/")
+            content = contents.get(name, StoreError(f"{n_bytes:,} bytes, expected 1 to {MAX_BYTES:,}"))
+            try:
+                if isinstance(content, Exception):
+                    raise content if isinstance(content, CacheError) else ManifestError(type(content).__name__)
+                entries.append(Entry.from_bytes(content, recipe_id, content_id))
+            except CacheError as error:
+                broken.append(printable(self.address.redact(f"{self.files.shown(name)} is left out: {error}")))
+        return Listing(sorted(entries, key=lambda one: (one.pushed, one.content_id), reverse=True), broken)
+
+    def _standing(self, recipe_id: str, content_id: str) -> Entry | None:
+        """The object with these rows, if its manifest can be read and its data has the right size."""
+        name = f"{recipe_id}/{content_id}.json"
+        n_bytes = self.files.size(name)
+        if not n_bytes or n_bytes > MAX_BYTES:
+            return None
+        try:
+            entry = Entry.from_bytes(self.files.read(name, 0, n_bytes), recipe_id, content_id)
+        except ManifestError as error:
+            log.warning("%s cannot be read (%s): it is written anew", self.files.shown(name), error)
+            return None
+        return entry if self.files.size(entry.data_name) == entry.n_bytes else None
+
+    def _send(self, path: Path, entry: Entry, progress: Progress) -> None:
+        """The data object, unless it stands."""
+        found = self.files.size(entry.data_name)
+        if found is None:
+            self.files.upload(path, entry.data_name, entry.sha256, progress)
+            found = self.files.size(entry.data_name)
+        if found != entry.n_bytes:
+            raise StoreError(
+                f"{self.files.shown(entry.data_name)} has {found or 0:,} bytes, expected {entry.n_bytes:,}: whoever "
+                "keeps the store must take it away; then push again"
+            )
+
+    def _examine(self, entry: Entry, partial: Path) -> None:
+        shown = self.files.shown(entry.data_name)
+        try:
+            found = quarantine.examine(partial)
+        except CacheDamaged as error:
+            raise CacheDamaged(f"{shown} is refused: {error}") from error
+        for name in ("recipe_id", "cache_id", "content_id"):
+            if getattr(found, name) != getattr(entry, name):
+                raise CacheMismatch(
+                    f"{shown} is refused: its {name} is {getattr(found, name)[:16]}..., its manifest says "
+                    f"{getattr(entry, name)[:16]}...: ask who pushed it"
+                )
+
+    def _there_already(self, entry: Entry, out: Path) -> Path:
+        """`out`, if it has the rows of the entry."""
+        try:
+            same = quarantine.examine(out).content_id == entry.content_id
+        except CacheError:
+            same = False
+        if not same:
+            raise CacheMismatch(f"{out} exists and is another file: choose another -o, or remove it first")
+        log.info("%s is there already, with the same rows", out)
+        return out
+
+
+def _is_meant(entry: Entry, prefix: str) -> bool:
+    return any(one.startswith(prefix) for one in (entry.content_id, entry.cache_id, entry.recipe_id))
+
+
+def _in_words(entry: Entry) -> str:
+    """For a choice between several."""
+    return printable(f"{entry.teacher or 'unknown teacher'}, {entry.n_samples:,} images, {entry.n_rows:,} views")
+
+
+def _no_progress(n_bytes: int) -> None:
+    return None

@@ -1,0 +1,152 @@
+"""The commands that share caches through a store. Each parses, calls one function, prints its result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.shared import FILE, goes_on_with
+
+if TYPE_CHECKING:
+    from cache.store import Patience, Store, StoreAddress
+
+_TIMEOUT = click.option(
+    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, metavar="SECONDS",
+    help="To wait for the store without a byte; tried again some times.",
+)  # fmt: skip
+
+
+@click.command("push")
+@click.argument("file", type=FILE)
+@click.argument("url")
+@click.option("--with-names", is_flag=True, help="Send the names of the images' files, too.")
+@click.option("--yes", is_flag=True, help="Say yes to this URL, which is otherwise asked for once.")
+@_TIMEOUT
+def cache_push(file: Path, url: str, with_names: bool, yes: bool, timeout_s: float) -> None:
+    """Share the cache FILE in a store: a folder, s3://BUCKET/PATH, gs://, hf://, ssh:// or another URL of fsspec.
+
+    Every byte of FILE is checked first. What goes out is a copy without names of files, command, user and host; it is
+    printed before. Keys allow to test whether an image is in it, and embeddings are patient data: docs/share.md.
+    Repeating the command goes on after a break, and uploads nothing where the same rows stand there already.
+    """
+    from cache.store import Store, StoreAddress
+
+    address = StoreAddress.parse(url)
+    with _goes_on(address):
+        store = Store(address, patience=_patience(timeout_s))
+        n_bytes = file.stat().st_size if file.is_file() else 0
+        with _bar(n_bytes) as progress:
+            pushed = store.push(file, with_names=with_names, confirm=_asking(store, yes), progress=progress)
+    entry = pushed.entry
+    what = f"{entry.n_rows:,} views of {entry.n_samples:,} images, {entry.n_bytes / 1e6:,.1f} MB"
+    found = f"{address.shown}: {what}" if pushed.is_new else (
+        f"{address.shown} has these rows already, since {entry.pushed[:10]}: nothing was uploaded ({what})"
+    )  # fmt: skip
+    click.echo(f"{found}\nto have them: softlabel cache pull {shlex.quote(f'{address.shown}/{entry.content_id[:16]}')} "
+               "-o t.h5")  # fmt: skip
+
+
+@click.command("pull")
+@click.argument("url", metavar="URL/ID")
+@click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
+@_TIMEOUT
+def cache_pull(url: str, out: Path, timeout_s: float) -> None:
+    """Bring a cache from a store to OUT; ID is the beginning of one of its ids, as `softlabel cache list` shows it.
+
+    Its bytes are compared with their sha256 before anything opens them; then a child process with limits looks at
+    all of them. Repeating the command goes on after a break.
+    """
+    from cache.store import Store
+    from cache.store.address import split_id
+    from pipeline.outputs import check_output_file
+
+    address, wanted = split_id(url)
+    with _goes_on(address):
+        store = Store(address, patience=_patience(timeout_s))
+        entry = store.find(wanted)
+        if not out.exists():
+            check_output_file(out)
+        with _bar(entry.n_bytes) as progress:
+            store.pull(entry, out, progress=progress)
+    click.echo(f"{out}: {entry.n_rows:,} views of {entry.n_samples:,} images, {entry.n_bytes / 1e6:,.1f} MB")
+
+
+@click.command("list")
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="All that the manifests say, as JSON.")
+@_TIMEOUT
+def cache_list(url: str, as_json: bool, timeout_s: float) -> None:
+    """What a store has: teacher, classes, images, views, size, date, ID. Reads the small manifests alone."""
+    from cache.store import Store, StoreAddress
+    from cache.store.listing import to_text
+
+    address = StoreAddress.parse(url)
+    entries = Store(address, patience=_patience(timeout_s)).entries()
+    if as_json:
+        click.echo(json.dumps([entry.to_dict() for entry in entries], indent=1))
+    elif entries:
+        click.echo(to_text(entries))
+    else:
+        click.echo(f"{address.shown} is empty; softlabel cache push t.h5 {shlex.quote(address.shown)} fills it")
+
+
+def _patience(timeout_s: float) -> Patience:
+    from cache.store import Patience
+
+    return Patience.of(timeout_s)
+
+
+def _asking(store: Store, yes: bool) -> Callable[[list[str]], None]:
+    """Prints what goes out and, once for each remote place, asks whether it may."""
+
+    def confirm(lines: list[str]) -> None:
+        from platformdirs import user_state_path
+
+        from cache.errors import printable
+        from pipeline.consent import Consent
+        from pipeline.errors import SettingError
+
+        click.echo("\n".join(map(printable, lines)))
+        if not store.address.is_remote:
+            return
+        place = store.place
+        consent = Consent(user_state_path("softlabel", appauthor=False) / "stores.json")
+        if consent.is_given(place):
+            return
+        if not yes:
+            if sys.stdin is None or not sys.stdin.isatty():
+                raise SettingError(
+                    f"nothing was sent: {place} needs a yes once, and there is no terminal to ask at; read what goes "
+                    "out (above), then repeat the command with --yes"
+                )
+            if not click.confirm(f"Send it to {printable(place)}?", err=True):
+                raise SettingError("nothing was sent")
+        consent.remember(place)
+
+    return confirm
+
+
+@contextlib.contextmanager
+def _goes_on(address: StoreAddress) -> Iterator[None]:
+    """Ctrl-C and a full disk end the command with the line that goes on, without a password."""
+    with goes_on_with(lambda: shlex.join(["softlabel", *(address.redact(word) for word in sys.argv[1:])])):
+        yield
+
+
+@contextlib.contextmanager
+def _bar(n_bytes: int) -> Iterator[Callable[[int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(total=n_bytes, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def progress(n_more: int) -> None:
+            bar.update(n_more)
+
+        yield progress
