@@ -170,6 +170,8 @@ def _sentence(shown: str, error: Exception, *, is_folder: bool) -> str:
         return f"no secure connection to {shown} ({text})"
     if any(kind.startswith("gaierror@") or "DNSError" in kind for kind in kinds):
         return f"unknown host of {shown} ({text}): check the address and the network"
+    if any(kind.startswith("ConnectionRefusedError@") for kind in kinds):
+        return f"nothing answers at the address of {shown} ({text}): check it, and whether the server runs"
     if any("Timeout" in kind for kind in kinds):
         return f"{shown} did not answer in time: check the network, or wait longer with --timeout SECONDS"
     if is_passing(error):
