@@ -30,18 +30,20 @@ class _Connection:
     def __init__(self, line: BadLine, client: socket.socket, fault: Fault | None) -> None:
         self.line, self.client, self.fault = line, client, fault
         self.server = socket.create_connection(("127.0.0.1", line.target_port))
-        self.carried, self.lock, self.stalled = 0, threading.Lock(), threading.Event()
+        self.carried, self.is_closed, self.lock = 0, False, threading.Lock()
         for source, sink, way in ((client, self.server, "up"), (self.server, client, "down")):
             threading.Thread(target=self._pump, args=(source, sink, way), daemon=True).start()
 
     def close(self, *, reset: bool = False) -> None:
-        """Both ends; a reset drops what is on its way."""
-        for end in (self.client, self.server):
+        """Both ends, once; a reset drops what is on its way."""
+        with self.lock:
+            is_closed, self.is_closed = self.is_closed, True
+        for end in () if is_closed else (self.client, self.server):
             with suppress(OSError):
                 if reset:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-                else:
-                    end.shutdown(socket.SHUT_RDWR)
+                # Wakes the other thread, whose waiting would keep the socket open; for a reset without a farewell.
+                end.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
             with suppress(OSError):
                 end.close()
 

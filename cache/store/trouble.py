@@ -124,8 +124,9 @@ def code_of(error: BaseException) -> str:
         response: Any = getattr(one, "response", None)
         if isinstance(response, dict):  # botocore
             return str(response.get("Error", {}).get("Code", ""))
-        status = getattr(response, "status_code", None) or getattr(one, "code", None)
-        if isinstance(status, int) and not isinstance(one, SystemExit):  # requests, httpx, gcsfs
+        if isinstance(status := getattr(response, "status_code", None), int):  # requests, httpx
+            return str(status)
+        if "HttpError@gcsfs" in _kinds(one) and isinstance(status := getattr(one, "code", None), int):
             return str(status)
     return ""
 
