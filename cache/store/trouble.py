@@ -31,7 +31,8 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch", "500", "502", "503", "504", "429",
 }  # fmt: skip
 _PASSING_CLASSES = {
-    "ClientError@aiohttp", "HTTPClientError@botocore", "IncompleteReadError@botocore", "ResponseParserError@botocore",
+    "ClientError@aiohttp", "ConnectionError@botocore",
+    "HTTPClientError@botocore", "IncompleteReadError@botocore", "ResponseParserError@botocore",
     "ConnectionError@requests", "Timeout@requests", "ChunkedEncodingError@requests", "TransportError@httpx",
     "ProtocolError@urllib3", "IncompleteRead@http", "RemoteDisconnected@http", "SSHException@paramiko",
 }  # fmt: skip

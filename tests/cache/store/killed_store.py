@@ -24,8 +24,7 @@ def main(words: list[str]) -> None:
 
     patience = Patience(read_s=5, first_pause_s=0.02)
     if asked[0] == "push":
-        store = Store(asked[2], patience=patience)
-        print("new" if store.push(asked[1], progress=progress).is_new else "standing")
+        Store(asked[2], patience=patience).push(asked[1], progress=progress)
     else:
         store = Store(asked[1], patience=patience)
         store.pull(store.find(asked[2]), asked[3], progress=progress)

@@ -215,6 +215,6 @@ def test_a_place_that_shows_unfinished_files_gets_them_under_other_names(
     (empty := tmp_path / "empty").touch()
     files.fs.put_file = lambda source, target: put(str(empty), target)
     Path(folder, entry.data_name).unlink()
-    with pytest.raises(CacheError, match="has 0 of .* bytes after an upload"):
+    with pytest.raises(CacheError, match=r"has 0 of .* bytes after an upload"):
         store.push(small)
     assert sorted(files.sizes()) == [entry.name]

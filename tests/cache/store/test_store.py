@@ -121,7 +121,7 @@ def test_a_data_object_with_one_changed_byte_is_refused_before_anything_opens_it
         raise AssertionError("opened")
 
     monkeypatch.setattr(quarantine, "examine", never)
-    with pytest.raises(StoreError, match="is refused, unopened.*twice the same ones, so it was changed") as caught:
+    with pytest.raises(StoreError, match=r"is refused, unopened.*twice the same ones, so it was changed") as caught:
         patient(url).pull(entry, tmp_path / "out.h5")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out.h5*"))
@@ -314,7 +314,7 @@ def test_a_push_that_is_not_confirmed_sends_nothing(folder: str, small: Path, tm
     def no(lines: list[str]) -> None:
         raise CacheError("no")
 
-    with pytest.raises(CacheError, match="^no$"):
+    with pytest.raises(CacheError, match=r"^no$"):
         patient(folder).push(small, confirm=no)
     assert not (tmp_path / "store").exists()
 
