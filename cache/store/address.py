@@ -40,6 +40,10 @@ class StoreAddress:
     def parse(cls, url: str) -> "StoreAddress":
         """A folder's path, or PROTOCOL://...; StoreError for what is no address."""
         found = _PROTOCOL.match(url)
+        if "://" in url and (found is None or "::" in url):
+            raise StoreError(
+                "a store's address is a folder, or PROTOCOL://NAME/PATH without :: (not shown: it may have a password)"
+            )
         protocol = found.group(1).lower() if found else FOLDER
         if protocol in (FOLDER, "local"):
             path = url[found.end() :] if found else url
@@ -51,10 +55,8 @@ class StoreAddress:
         user, at, machine = host.rpartition("@")
         hidden = _shown_user(user, protocol)
         shown = f"{protocol}://{hidden}{at and '@'}{machine}{slash}{path}"
-        if "?" in shown or "::" in url:
-            raise StoreError(
-                f"{printable(shown.partition('?')[0])}... is no address of a store: it ends before any ? and has no ::"
-            )
+        if "?" in shown:
+            raise StoreError(f"{printable(shown.partition('?')[0])}... is no address of a store: it ends before any ?")
         if not machine:
             raise StoreError(f"{printable(shown)} names no bucket or host: expected {protocol}://NAME/PATH")
         if at and protocol in _TAKES_NO_USERS:

@@ -7,7 +7,7 @@ Run: `softlabel cache pull URL/ID -o t.h5`
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class _Filling:
     entry: Entry
     partial: Path
     progress: Progress
-    piece_bytes: int = _FIRST_PIECE
+    piece_bytes: int = field(default_factory=lambda: _FIRST_PIECE)
 
     def run(self) -> str:
         """Write what is missing; the sha256 of all, in hex."""

@@ -36,6 +36,11 @@ def short_id(entry: Entry, entries: Sequence[Entry]) -> str:
     return entry.content_id
 
 
+def megabytes(n_bytes: int) -> str:
+    """Of 1e6 bytes, or kilobytes of 1e3."""
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:,.1f} kB"
+
+
 def _row(entry: Entry, shown_id: str) -> tuple[str, ...]:
     teacher = printable(entry.teacher) or "unknown"
     fewest, most = entry.views
@@ -45,7 +50,7 @@ def _row(entry: Entry, shown_id: str) -> tuple[str, ...]:
         " + ".join(f"{len(classes):,}" for classes in entry.tasks.values()),
         f"{entry.n_samples:,}",
         f"{entry.n_rows:,} ({each} each)",
-        f"{entry.n_bytes / 1e6:,.1f} MB",
+        megabytes(entry.n_bytes),
         (entry.created or entry.pushed)[:10],
         shown_id,
     )

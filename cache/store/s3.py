@@ -8,7 +8,6 @@ Run: `softlabel cache push t.h5 s3://BUCKET/PATH`
 import base64
 import hashlib
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,8 +20,7 @@ from cache.store.trouble import StoreError, code_of
 
 log = logging.getLogger(__name__)
 
-_MIB = 1 << 20
-PART_BYTES = 8 * _MIB
+PART_BYTES = 8 << 20
 """S3 takes parts of 5 MiB and more."""
 _MAX_PARTS = 9_000
 _SLOWEST_BYTES_S = 50_000
@@ -90,7 +88,7 @@ class S3Files(Files):
         raise StoreError(f"{self.shown(name)}: its unfinished upload vanishes again and again; try again later")
 
     def _upload_in_parts(self, source: Path, name: str, n_bytes: int, progress: Progress) -> None:
-        part_bytes = max(PART_BYTES, math.ceil(n_bytes / _MAX_PARTS / _MIB) * _MIB)
+        part_bytes = max(PART_BYTES, -(-n_bytes // _MAX_PARTS))
         upload_id, there = self._resumed(name)
         parts = []
         with source.open("rb") as file:

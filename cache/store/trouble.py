@@ -31,7 +31,8 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch", "500", "502", "503", "504", "429",
 }  # fmt: skip
 _PASSING_CLASSES = {
-    "ClientError@aiohttp", "HTTPClientError@botocore", "IncompleteReadError@botocore", "ResponseParserError@botocore",
+    "ClientError@aiohttp", "ConnectionError@botocore",
+    "HTTPClientError@botocore", "IncompleteReadError@botocore", "ResponseParserError@botocore",
     "ConnectionError@requests", "Timeout@requests", "ChunkedEncodingError@requests", "TransportError@httpx",
     "ProtocolError@urllib3", "IncompleteRead@http", "RemoteDisconnected@http", "SSHException@paramiko",
 }  # fmt: skip
@@ -124,8 +125,9 @@ def code_of(error: BaseException) -> str:
         response: Any = getattr(one, "response", None)
         if isinstance(response, dict):  # botocore
             return str(response.get("Error", {}).get("Code", ""))
-        status = getattr(response, "status_code", None) or getattr(one, "code", None)
-        if isinstance(status, int) and not isinstance(one, SystemExit):  # requests, httpx, gcsfs
+        if isinstance(status := getattr(response, "status_code", None), int):  # requests, httpx
+            return str(status)
+        if "HttpError@gcsfs" in _kinds(one) and isinstance(status := getattr(one, "code", None), int):
             return str(status)
     return ""
 
@@ -170,6 +172,8 @@ def _sentence(shown: str, error: Exception, *, is_folder: bool) -> str:
         return f"no secure connection to {shown} ({text})"
     if any(kind.startswith("gaierror@") or "DNSError" in kind for kind in kinds):
         return f"unknown host of {shown} ({text}): check the address and the network"
+    if any(kind.startswith("ConnectionRefusedError@") for kind in kinds):
+        return f"nothing answers at the address of {shown} ({text}): check it, and whether the server runs"
     if any("Timeout" in kind for kind in kinds):
         return f"{shown} did not answer in time: check the network, or wait longer with --timeout SECONDS"
     if is_passing(error):

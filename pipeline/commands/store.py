@@ -37,6 +37,7 @@ def cache_push(file: Path, url: str, with_names: bool, yes: bool, timeout_s: flo
     Repeating the command goes on after a break, and uploads nothing where the same rows stand there already.
     """
     from cache.store import Store, StoreAddress
+    from cache.store.listing import megabytes
 
     address = StoreAddress.parse(url)
     with _goes_on(address):
@@ -45,7 +46,7 @@ def cache_push(file: Path, url: str, with_names: bool, yes: bool, timeout_s: flo
         with _bar(n_bytes) as progress:
             pushed = store.push(file, with_names=with_names, confirm=_asking(store, yes), progress=progress)
     entry = pushed.entry
-    what = f"{entry.n_rows:,} views of {entry.n_samples:,} images, {entry.n_bytes / 1e6:,.1f} MB"
+    what = f"{entry.n_rows:,} views of {entry.n_samples:,} images, {megabytes(entry.n_bytes)}"
     found = f"{address.shown}: {what}" if pushed.is_new else (
         f"{address.shown} has these rows already, since {entry.pushed[:10]}: nothing was uploaded ({what})"
     )  # fmt: skip
@@ -65,6 +66,7 @@ def cache_pull(url: str, out: Path, timeout_s: float) -> None:
     """
     from cache.store import Store
     from cache.store.address import split_id
+    from cache.store.listing import megabytes
     from pipeline.outputs import check_output_file
 
     address, wanted = split_id(url)
@@ -75,7 +77,7 @@ def cache_pull(url: str, out: Path, timeout_s: float) -> None:
             check_output_file(out)
         with _bar(entry.n_bytes) as progress:
             store.pull(entry, out, progress=progress)
-    click.echo(f"{out}: {entry.n_rows:,} views of {entry.n_samples:,} images, {entry.n_bytes / 1e6:,.1f} MB")
+    click.echo(f"{out}: {entry.n_rows:,} views of {entry.n_samples:,} images, {megabytes(entry.n_bytes)}")
 
 
 @click.command("list")
