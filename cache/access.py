@@ -40,7 +40,7 @@ class RowFile:
         self._arrays: dict[str, np.ndarray] = {}
         self._stamp, self._checking = inspected.stamp, threading.Lock()
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = durable.open_to_read(path)
             self._check_stamp()
         except (CacheDamaged, OSError) as error:
             raise self._explained(error) from error
