@@ -18,6 +18,7 @@ import numpy as np
 
 from cache import durable
 from cache.errors import CacheDamaged, CacheError
+from cache.finite import refuse_not_finite
 from cache.guard import Inspected, Stamp, inspect, unreadable_message
 from cache.layout import Spec, is_big, runs
 from cache.verify import Block, sweep
@@ -78,6 +79,14 @@ class RowFile:
             return sweep(self._inspected, self.piece, names)
         except (CacheDamaged, OSError) as error:
             raise self._explained(error) from error
+
+    def refuse_not_finite(self, names: Iterable[str] | None) -> None:
+        """As `cache.finite.refuse_not_finite`, of the file as it was verified."""
+        try:
+            self._check_stamp()
+        except (CacheDamaged, OSError) as error:
+            raise self._explained(error) from error
+        refuse_not_finite(self._path, self._inspected, self.piece, names)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a big object in order; each piece is valid until the next one is asked for."""
