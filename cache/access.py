@@ -18,6 +18,7 @@ import numpy as np
 
 from cache import durable
 from cache.errors import CacheDamaged, CacheError
+from cache.finite import refuse_not_finite
 from cache.guard import Inspected, Stamp, inspect, unreadable_message
 from cache.layout import Spec, is_big, runs
 from cache.verify import Block, sweep
@@ -40,7 +41,7 @@ class RowFile:
         self._arrays: dict[str, np.ndarray] = {}
         self._stamp, self._checking = inspected.stamp, threading.Lock()
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = durable.open_to_read(path)
             self._check_stamp()
         except (CacheDamaged, OSError) as error:
             raise self._explained(error) from error
@@ -78,6 +79,14 @@ class RowFile:
             return sweep(self._inspected, self.piece, names)
         except (CacheDamaged, OSError) as error:
             raise self._explained(error) from error
+
+    def refuse_not_finite(self, names: Iterable[str] | None) -> None:
+        """As `cache.finite.refuse_not_finite`, of the file as it was verified."""
+        try:
+            self._check_stamp()
+        except (CacheDamaged, OSError) as error:
+            raise self._explained(error) from error
+        refuse_not_finite(self._path, self._inspected, self.piece, names)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a big object in order; each piece is valid until the next one is asked for."""

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -109,6 +110,29 @@ def make_folder(folder: Path) -> None:
     except FileExistsError:
         return
     fsync_folder(folder.parent)
+
+
+def open_to_read(path: Path) -> FileIO:
+    """A regular file, unbuffered; OSError for anything else, such as a FIFO, which would be waited for."""
+    _check_regular(os.stat(path), path)  # opening a device can already do something
+    file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
+    try:
+        _check_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_exactly(file: FileIO, buffer: memoryview, offset: int) -> None:

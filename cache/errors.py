@@ -9,6 +9,12 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+def shortened(text: str, limit: int = 300) -> str:
+    """The text, or its two ends: a stranger's name may have millions of characters."""
+    half = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
 class CacheError(Exception):
     """Anything that a user, a file or a disk did to a cache; catch this one."""
 

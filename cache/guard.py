@@ -5,7 +5,6 @@ descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info F
 """
 
 import glob
-import itertools
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,16 +14,21 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from cache import durable
-from cache.errors import CacheDamaged, CacheError, CacheNewer, CacheNotFound, ManifestError, printable
+from cache.container import SUPERBLOCK_BYTES, Container, contents
+from cache.errors import CacheDamaged, CacheError, CacheNewer, CacheNotFound, ManifestError, printable, shortened
 from cache.layout import FEATURE_NAME, Dims, Extent, Spec, check_order, is_big, seal_of
 from cache.manifest import MAX_BYTES, Manifest, check_format, parse_strict
 
-MAX_OBJECTS = 10_000
-MAX_GROUP_DEPTH = 3
+MAX_NAME_BYTES = 4096
+"""Of an image's name: what an operating system takes as a path."""
+MAX_TABLE_BYTES = 4 << 30
+"""Of all tables that are held in memory; ten million samples with 8 views and names of 300 bytes need 3.4 GB."""
+_FREE_TABLE_BYTES = 64 << 20
+_MAX_SPARSENESS = 8
+_PIECE_BYTES = 1 << 20
 
 
 class Stamp(NamedTuple):
@@ -67,7 +71,7 @@ class Inspected:
 def opened(path: Path) -> Iterator[FileIO]:
     """The file for reading, without locks, or a CacheError that says why not."""
     try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below; the body's own OSErrors are not ours to explain)
+        file = durable.open_to_read(path)
     except FileNotFoundError as error:
         build = f"`softlabel cache build DATA -o {shlex.quote(str(path))}`"
         if any(path.parent.glob(f"{glob.escape(path.name)}.parts/*.h5")):
@@ -91,8 +95,9 @@ def inspect(file: FileIO, path: Path) -> Inspected:
     except CacheNewer as error:
         raise CacheNewer(f"cannot read {path}: {error}") from error
     except (CacheDamaged, ManifestError) as error:
+        reason = printable(shortened(str(error), 600))
         raise CacheDamaged(
-            f"{path} is not a sound cache: {printable(str(error))}. Pull or copy it again, or rebuild it with "
+            f"{path} is not a sound cache: {reason}. Pull or copy it again, or rebuild it with "
             f"`softlabel cache build DATA -o OTHER.h5`"
         ) from error
     except OSError as error:
@@ -115,17 +120,20 @@ def read_object(file: FileIO, extent: Extent) -> np.ndarray:
 
 def _inspect(file: FileIO) -> Inspected:
     stamp = Stamp.of(file)  # before anything is read: what is written from now on shows
-    extents = _extents(file)
+    container = contents(file, stamp.n_bytes)
+    extents = container.extents
     specs = {name: extent.spec for name, extent in extents.items()}
     _check_bounds(extents, stamp.n_bytes)
+    _check_overlaps(container)
     try:
         dims = Dims.of(specs)
         _check_specs(specs, dims.specs())
     except CacheDamaged:
         _check_format(file, extents)
         raise
+    _check_tables(file, specs)
     # Read once: what is hashed is what is kept, whatever happens to the file.
-    small = {name: read_object(file, extent) for name, extent in extents.items() if not is_big(name)}
+    small = {name: _table(file, name, extent) for name, extent in extents.items() if not is_big(name)}
     seal = small["seal"].tobytes()
     if seal_of(specs, lambda name: [small[name].reshape(-1).view(np.uint8).data]) != seal:
         raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
@@ -133,54 +141,6 @@ def _inspect(file: FileIO) -> Inspected:
     _check_manifest(manifest, dims)
     check_order(small["samples/key"], small["samples/first_row"], small["rows/view"], CacheDamaged)
     return Inspected(manifest, dims, extents, seal, stamp, small)
-
-
-def _extents(file: FileIO) -> dict[str, Extent]:
-    """Object name -> dtype, shape, offset, through libhdf5 over our own descriptor (so: no file locks either)."""
-    try:
-        file.seek(0)
-        with h5py.File(file, "r") as h5:
-            found: dict[str, Extent] = {}
-            _walk(h5, "", found, itertools.count())
-            return found
-    # h5py answers damaged metadata with any of these, by where it meets it.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        # An errno is the drive's; libhdf5's own complaints have none.
-        if isinstance(error, CacheDamaged) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise CacheDamaged(f"HDF5 cannot read it ({error})") from error
-
-
-def _walk(group: h5py.Group, prefix: str, found: dict[str, Extent], visits: Iterator[int]) -> None:
-    if prefix.count("/") > MAX_GROUP_DEPTH:
-        raise CacheDamaged(f"groups nested deeper than {MAX_GROUP_DEPTH} at {prefix}")
-    for name in group:
-        full_name = prefix + name
-        if next(visits) >= MAX_OBJECTS:  # hard links to one group can make few bytes look like millions of objects
-            raise CacheDamaged(f"it has more than {MAX_OBJECTS:,} objects")
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise CacheDamaged(f"{full_name} is a link, expected an object of this file")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            _walk(item, full_name + "/", found, visits)
-        elif isinstance(item, h5py.Dataset):
-            found[full_name] = _extent(item, full_name)
-        else:
-            raise CacheDamaged(f"{full_name} is a {type(item).__name__}, expected a dataset")
-
-
-def _extent(dataset: h5py.Dataset, name: str) -> Extent:
-    plist = dataset.id.get_create_plist()
-    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
-        raise CacheDamaged(f"{name} is chunked, compact, virtual, external or filtered, expected a contiguous dataset")
-    dtype, shape, offset = dataset.dtype, dataset.shape, dataset.id.get_offset()
-    if dtype.hasobject or shape is None or not shape or not all(shape) or offset is None:
-        raise CacheDamaged(f"{name} is {dtype} {shape} at {offset}, expected fixed-size values in allocated space")
-    spec = Spec(dtype, tuple(shape))
-    # Types that numpy lacks, such as bfloat16, are shown as wider ones.
-    if dataset.id.get_storage_size() != spec.n_bytes or dataset.id.get_type() != h5py.h5t.py_create(dtype):
-        raise CacheDamaged(f"{name} is stored as another type than the {dtype} that it is read as")
-    return Extent(spec, int(offset))
 
 
 def _check_specs(found: dict[str, Spec], expected: dict[str, Spec]) -> None:
@@ -201,6 +161,42 @@ def _check_bounds(extents: dict[str, Extent], file_bytes: int) -> None:
     for name, (spec, offset) in extents.items():
         if offset < 0 or offset + spec.n_bytes > file_bytes:
             raise CacheDamaged(f"{name} ends at byte {offset + spec.n_bytes:,} of a file of {file_bytes:,}")
+
+
+def _check_overlaps(container: Container) -> None:
+    """Refuse objects that share bytes, or lie on a header: whoever changed one would change the other."""
+    places = [(offset, offset + spec.n_bytes, name) for name, (spec, offset) in container.extents.items()]
+    places += [(at, at + SUPERBLOCK_BYTES, "a header of HDF5") for at in set(container.headers)]
+    before: tuple[int, int, str] = (0, 0, "")
+    for place in sorted(places):
+        if place[0] < before[1]:
+            raise CacheDamaged(f"{before[2]} and {place[2]} lie on the same bytes")
+        before = place
+
+
+def _check_tables(file: FileIO, specs: dict[str, Spec]) -> None:
+    """Refuse tables that would not fit into memory, or take much more of it than the file takes of its disk."""
+    width = specs["samples/name"].dtype.itemsize if "samples/name" in specs else 0
+    if width > MAX_NAME_BYTES:
+        raise CacheDamaged(f"its names are {width:,} bytes long, expected at most {MAX_NAME_BYTES:,}")
+    n_bytes = sum(spec.n_bytes for name, spec in specs.items() if not is_big(name))
+    if n_bytes > MAX_TABLE_BYTES:
+        raise CacheDamaged(f"its tables have {n_bytes:,} bytes, expected at most {MAX_TABLE_BYTES:,}")
+    # Some file systems do not tell, and say 0; some compress.
+    on_disk = 512 * getattr(os.fstat(file.fileno()), "st_blocks", 0)
+    if n_bytes > _FREE_TABLE_BYTES and on_disk and n_bytes > _MAX_SPARSENESS * on_disk:
+        raise CacheDamaged(f"its tables claim {n_bytes:,} bytes of a file that has {on_disk:,} on its disk")
+
+
+def _table(file: FileIO, name: str, extent: Extent) -> np.ndarray:
+    """A table in memory; keys and places are refused at their first hole, before it costs memory."""
+    if name in ("samples/key", "samples/first_row"):
+        for piece in range(extent.offset, extent.offset + extent.spec.n_bytes - _PIECE_BYTES, _PIECE_BYTES):
+            buffer = bytearray(_PIECE_BYTES)
+            durable.read_exactly(file, memoryview(buffer), piece)
+            if not np.frombuffer(buffer, np.uint8).any():
+                raise CacheDamaged(f"{name} is empty from byte {piece:,} on")
+    return read_object(file, extent)
 
 
 def _check_format(file: FileIO, extents: dict[str, Extent]) -> None:

@@ -7,8 +7,10 @@ Legend: N samples, R rows.
 """
 
 import hashlib
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +29,13 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53 - 1
 MAX_TASK_NAME_BYTES = 200
+MAX_VALUES = 1_000_000
+"""Numbers, texts, lists and objects: each takes up to 64 bytes of memory for the 3 of `[],`."""
+MAX_DIFFERENCES = 50
+_MAX_PATH = 200
 
-# A JSON string, or one that never ends: either way consumed in one pass, so that a hostile text costs linear time.
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+# A JSON string without escaped quotes, or one that never ends: a hostile text costs linear time and no stack.
+_STRING = re.compile(r'"[^"]*(?:"|\Z)')
 _BRACKET = re.compile(r"[\[\]{}]")
 
 
@@ -50,8 +56,10 @@ class Manifest:
             object.__setattr__(self, name, plain_object(value, name, floats=name == "provenance"))
         _check_tasks(self.identity)
         _check_columns(self.identity)
-        if len(self.to_bytes()) > MAX_BYTES:
-            raise ManifestError(f"manifest: {len(self.to_bytes()):,} bytes, expected at most {MAX_BYTES:,}")
+        raw = self.to_bytes()
+        if len(raw) > MAX_BYTES:
+            raise ManifestError(f"manifest: {len(raw):,} bytes, expected at most {MAX_BYTES:,}")
+        _check_extent(raw.decode("ascii"))
 
     @cached_property
     def tasks(self) -> dict[str, tuple[str, ...]]:
@@ -131,8 +139,12 @@ def object_header(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def differences(identity_a: Any, identity_b: Any) -> list[str]:
-    """Every field that differs, one line each: dotted path and both values, shortened. Empty when equal."""
-    return list(_differences(identity_a, identity_b, ""))
+    """Every field that differs, one line each: dotted path and both values, shortened. Empty when equal.
+
+    Of more than fifty, fifty and a line that says so: a stranger's identity may have a million.
+    """
+    found = list(itertools.islice(_differences(identity_a, identity_b, ""), MAX_DIFFERENCES + 1))
+    return [*found[:MAX_DIFFERENCES], "and more"] if len(found) > MAX_DIFFERENCES else found
 
 
 def plain_object(value: Any, name: str, *, floats: bool) -> dict[str, Any]:
@@ -149,7 +161,7 @@ def parse_strict(raw: bytes) -> Any:
         raise ManifestError(f"manifest: {len(raw):,} bytes, expected at most {MAX_BYTES:,}")
     try:
         text = raw.decode("utf-8")
-        _check_depth(text)
+        _check_extent(text)
         value = json.loads(
             text,
             object_pairs_hook=_unique,
@@ -176,9 +188,11 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
-    for match in _BRACKET.finditer(_STRING.sub("", text)):
+def _check_extent(text: str) -> None:
+    depth, outside = 0, _STRING.sub("", text.replace("\\\\", "").replace('\\"', ""))
+    if sum(map(outside.count, ",[{")) > MAX_VALUES:
+        raise ManifestError(f"manifest: more than {MAX_VALUES:,} values")
+    for match in _BRACKET.finditer(outside):
         depth += 1 if match.group() in "[{" else -1
         if depth > MAX_DEPTH:
             raise ManifestError(f"manifest: nested deeper than {MAX_DEPTH}")
@@ -187,8 +201,8 @@ def _check_depth(text: str) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        names = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in names.items() if count > 1)
         raise ManifestError(f"manifest: key {_short(twice)} stands twice in one object")
     return found
 
@@ -268,6 +282,8 @@ def _check_names(names: Any, where: str, *, at_least: int) -> None:
 
 
 def _join(path: str, name: object) -> str:
+    # Cut, or a long key with many entries below it would be copied for each of them.
+    path, name = path[-_MAX_PATH:], name[:_MAX_PATH] if isinstance(name, str) else name
     if isinstance(name, int):
         return f"{path}[{name}]"
     return f"{path}.{name}" if path else str(name)

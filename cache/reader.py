@@ -257,12 +257,15 @@ class CacheReader:
         )
 
     def verify(self) -> None:
-        """Compare every byte with its checksum; CacheDamaged names the damaged blocks."""
+        """Compare every byte with its checksum; CacheDamaged names the damaged blocks, or what is no finite number."""
         refuse_damaged(self.path, self.damaged_blocks())
+        self._rows_file.refuse_not_finite(None)
 
     def verify_objects(self, names: Iterable[str]) -> None:
         """The same for some big objects only, by their names in the file: those that will be used."""
+        names = list(names)
         refuse_damaged(self.path, self.damaged_blocks(names))
+        self._rows_file.refuse_not_finite(names)
 
     def damaged_blocks(self, names: Iterable[str] | None = None) -> list[Block]:
         """(object, first entry, last entry) of each damaged block, of all objects or some big ones; [] when sound."""
