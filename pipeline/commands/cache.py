@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,19 @@ from pipeline.commands.shared import FILE, data_options, device_options, goes_on
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
+    from pipeline.slices import Slice
+
+
+def _slice(context: click.Context, parameter: click.Parameter, value: str | None) -> Slice | None:
+    if value is None:
+        return None
+    from pipeline.errors import SettingError
+    from pipeline.slices import Slice
+
+    try:
+        return Slice.parse(value)
+    except SettingError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group()
@@ -41,6 +55,14 @@ def cache() -> None:
     help="auto = fp16 on a GPU, fp32 on a CPU.",
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Views in a forward pass [64 on a GPU, else 16].")
+@click.option(
+    "--reuse", type=FILE, multiple=True,
+    help="A cache of the same recipe whose rows are taken instead of computed; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--slice", "part", metavar="I/N", callback=_slice,
+    help="For an array of N jobs: compute every N-th image, into a file beside --out (t.03-of-16.h5).",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing.")
 @click.option(
     "--embedding/--no-embedding", default=True, show_default=True,
@@ -49,7 +71,10 @@ def cache() -> None:
 @click.option("--names/--no-names", default=True, show_default=True, help="Store the images' relative paths.")
 @device_options
 @data_options
-def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **settings: Any) -> None:
+def cache_build(
+    data: Path, out: Path, scan: ScanOptions, reuse: tuple[Path, ...], part: Slice | None, dry_run: bool,
+    **settings: Any,
+) -> None:  # fmt: skip
     """Run the teacher once over every view of DATA and write its logits and embeddings.
 
     Train images get all views, images of other splits the clean one. Repeating the command resumes an interrupted
@@ -60,19 +85,36 @@ def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **setti
         from pipeline.recipe import BuildConfig
 
         asking = dataclasses.replace(scan, remember_split=False)
-        click.echo("\n".join(plan_build(data, out, BuildConfig(**settings), asking).lines()))
+        plan = plan_build(data, out, BuildConfig(**settings), asking, reuse=reuse, part=part)
+        click.echo(_no_images(data, part) if plan is None else "\n".join(plan.lines()))
         return
     with goes_on_with(same_command):
         from pipeline.build import BuildConfig, build_cache
 
-        result = build_cache(data, out, BuildConfig(**settings), scan=scan)
+        result = build_cache(data, out, BuildConfig(**settings), scan=scan, reuse=reuse, part=part)
+    if not result.n_rows:
+        click.echo(_no_images(data, part))
+        return
     speed = f", {result.n_computed / result.wall_s:.1f} views/s" if result.n_computed else ""
+    taken = "".join(f", {one.n_rows:,} taken from {one.path}" for one in result.reused)
     click.echo(
-        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images "
-        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed})"
+        f"{out if part is None else result.path}: {result.n_rows:,} views of {result.n_samples:,} images "
+        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed}{taken})"
         + (f", {result.n_skipped:,} images left out" if result.n_skipped else "")
         + (f", {result.n_recomputed:,} rows overflowed and were computed in fp32" if result.n_recomputed else "")
+        + (f"; when all {part.count} stand: {_next_commands(part, data, scan, out)}" if part is not None else "")
     )
+
+
+def _no_images(data: Path, part: Slice | None) -> str:
+    return f"slice {part} of {data} has no images to compute: nothing was written"
+
+
+def _next_commands(part: Slice, data: Path, scan: ScanOptions, out: Path) -> str:
+    """What is done with the files of all slices."""
+    files, words = part.every_file(out), shlex.join([str(data), *scan.words()])
+    merge = f"softlabel cache merge {files} -o {shlex.quote(str(out))}"
+    return f"`{merge}`, or at once `softlabel train {words} {files} -o RUN`"
 
 
 @cache.command("info")
