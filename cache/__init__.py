@@ -8,6 +8,7 @@ from cache.errors import CacheError
 from cache.layout import Table
 from cache.manifest import Manifest
 from cache.reader import CacheReader
+from cache.union import open_caches
 from cache.writer import SegmentedWriter
 
-__all__ = ["CacheError", "CacheReader", "Manifest", "SegmentedWriter", "Table", "merge"]
+__all__ = ["CacheError", "CacheReader", "Manifest", "SegmentedWriter", "Table", "merge", "open_caches"]

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -20,11 +21,33 @@ from cache import durable
 from cache.errors import CacheDamaged, CacheError
 from cache.finite import refuse_not_finite
 from cache.guard import Inspected, Stamp, inspect, unreadable_message
-from cache.layout import Spec, is_big, runs
+from cache.layout import Dims, Spec, is_big, runs
+from cache.manifest import Manifest
 from cache.verify import Block, sweep
 
 # A file that changes at each of these many looks is being written right now.
 _TRIES = 3
+
+
+class Tables(Protocol):
+    """What a reader knows without reading a row: of one file (`cache.guard.Inspected`), or of several."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def dims(self) -> Dims: ...
+    @property
+    def small(self) -> dict[str, np.ndarray]: ...
+
+
+class RowSource(Protocol):
+    """Where a reader's rows come from: one file (`RowFile`), or several (`cache.union`)."""
+
+    def take(self, name: str, rows: slice | np.ndarray) -> np.ndarray: ...
+    def damaged_blocks(self, names: Iterable[str] | None) -> list[Block]: ...
+    def refuse_not_finite(self, names: Iterable[str] | None) -> None: ...
+    def chunks(self, name: str) -> Iterator[memoryview]: ...
+    def close(self) -> None: ...
 
 
 class RowFile:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cache import manifest as ids
-from cache.access import RowFile, changed_message
+from cache.access import RowFile, RowSource, Tables, changed_message
 from cache.errors import CacheDamaged, CacheError, CacheMismatch, RowAbsent
 from cache.guard import Inspected, inspect, opened
 from cache.layout import KEY_BYTES, Dims, Table, is_big, sortable
@@ -66,6 +66,11 @@ class CacheReader:
         self._seal = self._inspected.seal
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file, or each of several."""
+        return (self.path,)
+
+    @property
     def seal(self) -> bytes:
         """The file's seal, 32 bytes: which file this is."""
         assert self._seal is not None
@@ -74,12 +79,12 @@ class CacheReader:
     @property
     def manifest(self) -> Manifest:
         """What the cache claims about itself."""
-        return self._inspected.manifest
+        return self._tables.manifest
 
     @property
     def dims(self) -> Dims:
         """Sizes and feature shapes."""
-        return self._inspected.dims
+        return self._tables.dims
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
@@ -104,10 +109,11 @@ class CacheReader:
     @cached_property
     def content_id(self) -> str:
         """Which answer: every bit of every row, hex; reads the whole file. CacheDamaged where it does not verify."""
-        self.verify_objects(filter(is_big, self._inspected.extents))
-        small = self._inspected.small
+        specs = self.dims.specs()
+        self.verify_objects(filter(is_big, specs))
+        small = self._tables.small
         rows: dict[str, tuple[np.dtype, tuple[int, ...], Iterable[bytes | memoryview]]] = {}
-        for name, (spec, _) in self._inspected.extents.items():
+        for name, spec in specs.items():
             if name in ("samples/key", "samples/first_row", "rows/view"):
                 rows[name] = (*spec, [small[name].tobytes()])
             elif is_big(name):
@@ -119,23 +125,23 @@ class CacheReader:
     @property
     def keys(self) -> np.ndarray:
         """uint8 (N,16), sorted, read-only."""
-        return self._inspected.small["samples/key"]
+        return self._tables.small["samples/key"]
 
     @cached_property
     def names(self) -> list[str] | None:
         """Relative paths for people, N of them, or None."""
-        stored = self._inspected.small.get("samples/name")
+        stored = self._tables.small.get("samples/name")
         return None if stored is None else [name.decode("utf-8", "surrogateescape") for name in stored.tolist()]
 
     @property
     def first_row(self) -> np.ndarray:
         """uint64 (N+1,): the rows of sample i are `first_row[i] .. first_row[i+1]`; read-only."""
-        return self._inspected.small["samples/first_row"]
+        return self._tables.small["samples/first_row"]
 
     @property
     def view(self) -> np.ndarray:
         """uint16 (R,): the view index of each row; read-only."""
-        return self._inspected.small["rows/view"]
+        return self._tables.small["rows/view"]
 
     @cached_property
     def sample_of_row(self) -> np.ndarray:
@@ -259,12 +265,16 @@ class CacheReader:
     def verify(self) -> None:
         """Compare every byte with its checksum; CacheDamaged names the damaged blocks, or what is no finite number."""
         refuse_damaged(self.path, self.damaged_blocks())
-        self._rows_file.refuse_not_finite(None)
+        self.refuse_not_finite()
 
     def verify_objects(self, names: Iterable[str]) -> None:
         """The same for some big objects only, by their names in the file: those that will be used."""
         names = list(names)
         refuse_damaged(self.path, self.damaged_blocks(names))
+        self.refuse_not_finite(names)
+
+    def refuse_not_finite(self, names: Iterable[str] | None = None) -> None:
+        """CacheDamaged with the first row that holds no finite number, in all or some big objects."""
         self._rows_file.refuse_not_finite(names)
 
     def damaged_blocks(self, names: Iterable[str] | None = None) -> list[Block]:
@@ -288,10 +298,10 @@ class CacheReader:
         tasks = ", ".join(f"{task}: {len(classes)} classes" for task, classes in self.tasks.items())
         return f"CacheReader({str(self.path)!r}, {self.n_samples:,} samples, {self.n_rows:,} rows, {tasks})"
 
-    def __getstate__(self) -> tuple[str, bytes, bool]:
+    def __getstate__(self) -> tuple[Any, ...]:
         return str(self.path), self.seal, self._memory_map
 
-    def __setstate__(self, state: tuple[str, bytes, bool]) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         # Only stored: an exception here would reach the user of a data loader as "worker exited unexpectedly".
         self.path, self._seal, self._memory_map = Path(state[0]), state[1], state[2]
 
@@ -303,8 +313,12 @@ class CacheReader:
             raise CacheDamaged(changed_message(self.path))
         return inspected
 
+    @property
+    def _tables(self) -> Tables:
+        return self._inspected
+
     @cached_property
-    def _rows_file(self) -> RowFile:
+    def _rows_file(self) -> RowSource:
         return RowFile(self.path, self._inspected, memory_map=self._memory_map)
 
     def _sample_index(self, sample: str | Path | bytes) -> int:

@@ -6,6 +6,7 @@ damaged. Run: `softlabel cache verify FILE.h5`
 """
 
 import os
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,8 @@ def refuse_damaged(path: Path, blocks: list[Block]) -> None:
         more = f" and {len(blocks) - 5} more" if len(blocks) > 5 else ""
         places = f"{len(blocks)} block{'s' if len(blocks) > 1 else ''}"
         raise CacheDamaged(
-            f"{path} is damaged in {places}: {shown}{more}. Pull or copy it again, or rebuild it with "
+            f"{path} is damaged in {places}: {shown}{more}. Pull or copy it again, compute these rows again with "
+            f"`softlabel cache repair {shlex.quote(str(path))} DATA --teacher T`, or rebuild it with "
             f"`softlabel cache build DATA -o OTHER.h5`"
         )
 

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 SEGMENT_SUFFIX = ".h5"
 DAMAGED_SUFFIX = ".damaged"
+REUSED_PREFIX = "reused-"
+"""Of the segments whose rows were copied from another cache."""
 PLAN_NAME = "plan.json"
 LOCK_NAME = "lock"
 
@@ -74,6 +76,10 @@ class Workspace:
     def has_work(self) -> bool:
         """Whether an earlier run left segments to go on from; damaged ones are none."""
         return bool(self.segments())
+
+    def has_computed(self) -> bool:
+        """Whether some of them hold rows that were computed here: the others must be computed in the same way."""
+        return any(not segment.name.startswith(REUSED_PREFIX) for segment in self.segments())
 
     def set_aside(self, segment: Path) -> str:
         """Rename a damaged segment, out of the way and not lost; its new name."""

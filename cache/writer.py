@@ -9,8 +9,9 @@ Legend: R rows = (sample, view), V views of one sample, P view columns, C classe
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
@@ -20,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from cache import durable
+from cache.adopt import copy_rows, rows_of
 from cache.combine import merge_locked
 from cache.errors import CacheDamaged, CacheError, CacheMismatch, CacheNewer, ManifestError
 from cache.fill import write_table
-from cache.layout import Table
 from cache.manifest import FORMAT, Manifest, check_format, differences, parse_strict, plain_object
 from cache.reader import CacheReader
 from cache.rows import FeatureShapes, Pair, RowBuffer, checked_rows
-from cache.workspace import SEGMENT_SUFFIX, Workspace
+from cache.workspace import REUSED_PREFIX, SEGMENT_SUFFIX, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ class SegmentedWriter:
     def compute_setting(self) -> dict[str, Any]:
         """The setting to compute with: on resume that of the parts, which is not always the one given."""
         return dict(self._setting)
+
+    @property
+    def has_computed(self) -> bool:
+        """Whether rows that were computed here stand in a part, to whose compute setting the others are bound."""
+        return self._workspace.has_computed()
 
     @property
     def features(self) -> FeatureShapes | None:
@@ -134,19 +140,37 @@ class SegmentedWriter:
         self._check_open()
         if len(self._buffer):
             table = self._buffer.table(list(self.manifest.tasks))
-            final = self.parts / (_segment_id(table) + SEGMENT_SUFFIX)
-            temp = durable.temp_name(final)
-            try:
-                write_table(temp, self.manifest, table)
-                with durable.disk_errors(final, 4096):
-                    durable.publish_new(temp, final)
-            finally:
-                with suppress(OSError):
-                    temp.unlink(missing_ok=True)
-            self._segments.add(final)
+            name = _segment_id(table.key, table.first_row, table.view)
+            self._publish(name, lambda temp: write_table(temp, self.manifest, table))
             self._done.update(self._buffer.pairs)
             self._buffer = RowBuffer()
         self._last_seal_s = time.monotonic()
+
+    def adopt(self, source: str | Path, wanted: Collection[Pair], *, names: Mapping[bytes, str] | None = None) -> int:
+        """Copy those wanted rows that are neither done nor buffered from another sealed cache; how many it had.
+
+        They stand sealed in a segment when this returns. `names` (key -> name for people) replaces the source's own,
+        and an empty one leaves them out. Nothing is copied of a source that is of another recipe, has other features,
+        does not verify or is `out` itself: CacheError.
+        """
+        self._check_open()
+        source = Path(source)
+        if os.path.realpath(source) == os.path.realpath(self.out):
+            raise CacheMismatch(f"{source} is the output itself, whose rows stay anyway: name other caches to reuse")
+        missing = [pair for pair in wanted if pair not in self._done and pair not in self._buffer.pairs]
+        with CacheReader(source, memory_map=False) as reader:
+            self._check_recipe(reader.manifest.identity, source, "reuse caches of this recipe alone")
+            rows = rows_of(reader, missing)
+            if not len(rows):
+                return 0
+            if self._features is not None:
+                self._check_features(reader.features, str(source))
+            keys, views = reader.keys[reader.sample_of_row[rows]], reader.view[rows]
+            name = REUSED_PREFIX + _segment_id(keys, views)
+            self._publish(name, lambda temp: copy_rows(temp, reader, rows, names))
+            self._check_features(reader.features, str(source))
+        self._done.update(zip(map(bytes, keys), views.tolist(), strict=True))
+        return len(rows)
 
     def finish(self, provenance: Mapping[str, Any] | None = None) -> CacheReader:
         """Seal, merge `out` and all parts into `out`, verify it, remove the parts and their folder, and open `out`.
@@ -179,6 +203,19 @@ class SegmentedWriter:
         parts = sorted(self._segments, key=lambda part: part.stat().st_mtime_ns)
         newest = parts[-1] if parts else self.out
         return CacheReader(newest).manifest.provenance if newest.exists() else {}
+
+    def _publish(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let `write` make a segment under a temporary name, and give it its own."""
+        final = self.parts / (name + SEGMENT_SUFFIX)
+        temp = durable.temp_name(final)
+        try:
+            write(temp)
+            with durable.disk_errors(final, 4096):
+                durable.publish_new(temp, final)
+        finally:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
+        self._segments.add(final)
 
     def _vanished(self, n_rows: int) -> CacheMismatch:
         return CacheMismatch(
@@ -227,7 +264,7 @@ class SegmentedWriter:
 
     def _take_up_plan(self) -> None:
         """Read the plan of an earlier run, whose compute setting wins if it left any rows, or write this one's."""
-        stored = self._stored_plan() if self._workspace.has_work() else None
+        stored = self._stored_plan() if self._workspace.has_computed() else None
         if stored is not None:
             identity, setting = stored
             remedy = f"choose another -o, or delete the folder {self.parts} to start over"
@@ -283,9 +320,9 @@ class SegmentedWriter:
             return reader.pairs()
 
 
-def _segment_id(table: Table) -> str:
-    """Hex sha256 of keys and views: the same rows have the same name, whoever computed them."""
+def _segment_id(*tables: np.ndarray) -> str:
+    """Hex sha256 of the tables that say which rows these are: the same rows have the same name."""
     digest = hashlib.sha256()
-    for array in (table.key, table.first_row, table.view):
+    for array in tables:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache import CacheError, CacheReader
+from cache import CacheError, CacheReader, open_caches
 from cache.errors import CacheMismatch
 from data.errors import DataNotFound
 from data.loaders import StudentLoader, ViewItem, default_workers
@@ -52,7 +52,7 @@ class Answering:
         self._workers = default_workers(student.device) if workers is None else workers
         self.learned = student.run.learned_keys() if student.run else None
         self._parts, self._decodable = parts_of(images, self.learned), dict[str, list[Sample]]()
-        self._cache = opened(cache_of(student, cache))
+        self._cache = opened(caches_of(student, cache))
         self._teacher = TeacherAnswers(student, cache, images.words)
 
     @property
@@ -170,9 +170,11 @@ def in_words_of(tasks: Tasks, images: SampleSet) -> SampleSet:
     return replace(images, samples=samples, classes={task: images.classes[name] for task, name in known.items()})
 
 
-def cache_of(student: Student, cache: Path | None) -> Path | None:
-    """The cache that was named, else where that of the student's run was."""
-    return cache or (student.run.cache_path() if student.run else None)
+def caches_of(student: Student, cache: Path | None) -> tuple[Path, ...]:
+    """The cache that was named, else where that of the student's run was, or each of several; none of no run."""
+    if cache is not None:
+        return (cache,)
+    return student.run.cache_paths() if student.run else ()
 
 
 def clean_logits(student: Student, samples: Sequence[Sample], workers: int) -> NDArray[np.float32]:
@@ -190,14 +192,14 @@ class TeacherAnswers:
     def __init__(self, student: Student, cache: Path | None, words: Sequence[str]) -> None:
         self._tasks, self._words, self._is_asked = student.card.every_task, words, cache is not None
         self._reader: CacheReader | None = None
-        path = cache_of(student, cache)
-        if path is None:
+        paths = caches_of(student, cache)
+        if not paths:
             return
         try:
-            reader = CacheReader(path, memory_map=False)
+            reader = open_caches(paths, memory_map=False)
             self._check_known(reader)
             if cache is None and reader.recipe_id != student.recipe_id:
-                raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
+                raise CacheMismatch(f"{reader.path} is no longer the cache that this run was trained on")
             self._reader = reader
         except CacheError as error:
             self._give_up("", error)

@@ -5,6 +5,7 @@ Looks at names and first bytes, and opens none of them. Run: softlabel evaluate 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cache.errors import CacheMismatch
@@ -27,12 +28,15 @@ def check_model_and_data(model: str | Path, data: str | Path, verb: str = "evalu
         raise RunError(f"{model} is no student: name a run folder or an exported file before DATA")
 
 
-def check_data_and_cache(data: str | Path, cache: str | Path, order: str) -> None:
-    """DataNotFound or CacheMismatch where one stands in the place of the other; `order` is the right one."""
+def check_data_and_cache(data: str | Path, caches: Sequence[str | Path], order: str) -> None:
+    """DataNotFound or CacheMismatch where one stands in the place of another; `order` is the right one."""
     if is_cache(data):
         raise DataNotFound(f"{data} is a cache: the order is `softlabel {order}`")
-    if _is_described(cache):
-        raise CacheMismatch(f"{cache} is no cache but describes a data set: the order is `softlabel {order}`")
+    for cache in caches:
+        if _is_described(cache):
+            raise CacheMismatch(f"{cache} is no cache but describes a data set: the order is `softlabel {order}`")
+        if len(caches) > 1 and Path(cache).is_dir():
+            raise CacheMismatch(f"{cache} is a folder, no cache: the order is `softlabel {order}`")
 
 
 def is_cache(path: str | Path) -> bool:

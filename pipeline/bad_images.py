@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cache import CacheError, CacheReader, SegmentedWriter
+from cache import CacheError, CacheReader, SegmentedWriter, open_caches
 from cache.manifest import SKIPPED, SKIPPED_FILES
 from data.checks import Checked
 from data.checks import checked as check_images
@@ -123,10 +123,10 @@ def scan_like(cache: CacheReader | None, data: str | Path, scan: ScanOptions) ->
     return images
 
 
-def opened(cache: Path | None) -> CacheReader | None:
+def opened(caches: Sequence[Path]) -> CacheReader | None:
     """The cache for `scan_like` and `decodable` alone; None where there is none (any more)."""
     with contextlib.suppress(CacheError):
-        return None if cache is None else CacheReader(cache, memory_map=False)
+        return open_caches(caches, memory_map=False) if caches else None
     return None
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,18 +23,23 @@ from tqdm import tqdm
 from cache import SegmentedWriter
 from cache.manifest import differences
 from cache.rows import FeatureShapes
+from cache.store import Pushed, Store
+from cache.workspace import Workspace
 from data.loaders import SampleViews, TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
 from data.samples import SampleSet
 from data.scan import scan_data
 from pipeline.bad_images import BadFile, find_bad_files, good_ones, refuse_or_tell, skipped_field, without
 from pipeline.checks import FirstBatch, record, tell_pixel_difference
-from pipeline.errors import OutOfMemory, SettingError, TeacherError
+from pipeline.errors import OutOfMemory, TeacherError
+from pipeline.from_store import StoreOfRecipe
 from pipeline.on_demand import TeacherOnDemand
 from pipeline.outputs import check_output_file
 from pipeline.passes import embed_in_passes
 from pipeline.process import deferred_interrupts
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, stored_tasks
+from pipeline.reuse import Reused, check_features, check_reusable, take_rows
+from pipeline.slices import Slice
 from pipeline.targets import SEEN
 from pipeline.teachers.known import KnownTeachers
 from pipeline.teachers.teacher import Teacher
@@ -54,13 +59,19 @@ class BuildResult:
     n_samples: int
     n_rows: int
     n_computed: int
-    """Rows computed now; the others stood already."""
+    """Rows computed now; the others stood already, or were taken from other caches."""
     n_skipped: int
     """Files left out because they are no image."""
     n_recomputed: int
     """Rows that overflowed in half precision and were computed again in float32."""
     wall_s: float
     """Seconds from the first image to the last row, without loading and merging."""
+    reused: tuple[Reused, ...] = ()
+    """The caches that rows were taken from, those alone that had any."""
+    n_pulled: int = 0
+    """Rows that came from the store."""
+    pushed: Pushed | None = None
+    """What went to the store; None where it had every row, or was not to get any."""
 
 
 def build_cache(
@@ -68,29 +79,47 @@ def build_cache(
     out: str | Path,
     config: BuildConfig,
     scan: ScanOptions = ScanOptions(),
+    *,
+    reuse: Sequence[str | Path] = (),
+    part: Slice | None = None,
+    store: Store | None = None,
+    publish: bool = True,
     known_teachers: Path | None = None,
 ) -> BuildResult:
     """Build, resume or extend the cache `out` for the images in `data`.
 
     An existing `out` of the same recipe is extended by the rows it lacks; one of another recipe is refused untouched.
-    A teacher that the folder `known_teachers` remembers is loaded only where rows are to be computed.
+    Rows that stand in the caches `reuse` are copied, in their order, and only the others are computed. `part` is one
+    of several shares of the images, and goes into a file of its own beside `out`; one without images writes none.
+    What the `store` has of the other rows is pulled, and what it lacks is put there at the end, unless `publish` is
+    False. A teacher that the folder `known_teachers` remembers is loaded only where rows are to be computed.
     A batch that does not fit into memory is halved, as long as no row is sealed (a row's bits depend on it).
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
+    out = Path(out) if part is None else part.file(out)
     check_output_file(out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
+    found = _Found(len(images.samples) + len(images.bad), is_slice=part is not None)
+    images = images if part is None else part.of(images)
+    if part is not None and not images.samples:
+        return _nothing(out, 0)
     teacher = TeacherOnDemand(images, config, KnownTeachers(known_teachers))
-    batch_size = config.batch_size or default_batch_size(teacher.device)
-    checked: dict[str, BadFile | None] = {}  # once, however often a batch is halved
-    while True:
-        writer = SegmentedWriter(
-            Path(out), manifest_of(images, teacher.facts, config), {"rows_per_forward": batch_size}
+    if store is not None:
+        found.shared = StoreOfRecipe(
+            store, manifest_of(images, teacher.facts, config), feature_shapes(teacher.facts, config)
         )
+        if not reuse and not Workspace(out).has_work():
+            found.n_pulled = found.shared.pull_whole(out, wanted_rows(images, config.views, set()))
+    batch_size = config.batch_size or default_batch_size(teacher.device)
+    while True:
+        writer = SegmentedWriter(out, manifest_of(images, teacher.facts, config), {"rows_per_forward": batch_size})
         try:
-            return _build(writer, images, teacher, config, checked, skip_bad_images=scan.skip_bad_images)
+            built = _build(writer, images, teacher, config, found, reuse, skip_bad_images=scan.skip_bad_images)
+            pushed = found.shared.publish(built.path) if found.shared and publish and built.n_rows else None
+            return replace(built, n_pulled=found.n_pulled, pushed=pushed)
         except OutOfMemory as error:
             used = int(writer.compute_setting["rows_per_forward"])
-            if any(writer.parts.glob("*.h5")):
+            if writer.has_computed:
                 raise OutOfMemory(
                     f"{error}. Rows are sealed that were computed {used} at a time, and so must be the others: free "
                     f"memory and repeat the same command, or delete {writer.parts} to start over with a smaller batch"
@@ -106,30 +135,32 @@ def default_batch_size(device: str) -> int:
     return 16 if device == "cpu" else 64
 
 
+@dataclass
+class _Found:
+    """What stays known however often a batch is halved."""
+
+    n_images: int
+    """Files of DATA, those of other slices and bad ones included."""
+    is_slice: bool
+    checked: dict[str, BadFile | None] = field(default_factory=dict)
+    """Path -> what is wrong with it."""
+    reused: list[Reused] = field(default_factory=list)
+    shared: StoreOfRecipe | None = None
+    n_pulled: int = 0
+
+
 def _build(
-    writer: SegmentedWriter, images: SampleSet, teacher: TeacherOnDemand, config: BuildConfig,
-    checked: dict[str, BadFile | None], *, skip_bad_images: bool,
+    writer: SegmentedWriter, images: SampleSet, teacher: TeacherOnDemand, config: BuildConfig, found: _Found,
+    reuse: Sequence[str | Path], *, skip_bad_images: bool,
 ) -> BuildResult:  # fmt: skip
     asked = writer.compute_setting["rows_per_forward"]
-    features = feature_shapes(teacher.facts, config)
     with writer:
-        check_features(writer.out, writer.features, features)
         if (batch_size := writer.compute_setting["rows_per_forward"]) != asked:
             log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", batch_size)
-        told, nothing = writer.last_provenance(), dict[str, Any]()
-        before, recomputed_before = _said(told, "compute", nothing), _said(told, "recomputed_in_fp32", 0)
-        setting = {"rows_per_forward": batch_size, "device": teacher.device, "torch": str(torch.__version__)}
-        record(writer, compute=setting)
-        wanted = wanted_rows(images, config.views, writer.done)
-        _announce(writer, wanted, images, teacher, features, names=config.names)
-        if wanted and before and (found := differences(before, setting)):
-            log.warning(
-                "the rows that stand were computed in another way, and last digits depend on it; the cache records "
-                "the way of now (before against now): %s", "; ".join(found),
-            )  # fmt: skip
-        n_images = len(images.samples) + len(images.bad)
-        bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted], checked)]
-        refuse_or_tell(bad, n_images, "the teacher has not started", skip=skip_bad_images)
+        told, wanted = _take_up(writer, images, teacher, config, found, reuse)
+        recomputed_before = _said(told, "recomputed_in_fp32", 0)
+        bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted], found.checked)]
+        refuse_or_tell(bad, found.n_images, "the teacher has not started", skip=skip_bad_images)
         wanted = without(bad, wanted)
         n_computed, n_recomputed, wall_s, gone = 0, recomputed_before, 0.0, list[BadFile]()
         if wanted:
@@ -141,14 +172,50 @@ def _build(
             n_computed, gone = _compute(wanted, model, writer, config, batch_size, columns)
             n_recomputed, wall_s = model.n_recomputed, time.perf_counter() - started
         writer.seal()
-        refuse_or_tell(gone, n_images, "everything else is computed and sealed", skip=skip_bad_images)
+        refuse_or_tell(gone, found.n_images, "everything else is computed and sealed", skip=skip_bad_images)
+        if found.is_slice and not writer.done:
+            return _nothing(writer.out, len(bad) + len(gone))
         said = writer.manifest.provenance if n_computed else told
         fields = {name: said[name] for name in _OF_NEW_ROWS if name in said}
         reader = writer.finish({**skipped_field(writer, [*bad, *gone]), **fields})
     return BuildResult(
         writer.out, reader.n_samples, reader.n_rows, n_computed, len(bad) + len(gone),
-        n_recomputed - recomputed_before, wall_s,
+        n_recomputed - recomputed_before, wall_s, tuple(found.reused),
     )  # fmt: skip
+
+
+def _nothing(out: Path, n_skipped: int) -> BuildResult:
+    """Of a slice without images: no file."""
+    return BuildResult(out, 0, 0, 0, n_skipped, 0, 0.0)
+
+
+def _take_up(
+    writer: SegmentedWriter, images: SampleSet, teacher: TeacherOnDemand, config: BuildConfig, found: _Found,
+    reuse: Sequence[str | Path],
+) -> tuple[Mapping[str, Any], Wanted]:  # fmt: skip
+    """Take rows over from other caches; what the newest rows say of their making, and what is left to compute."""
+    features = feature_shapes(teacher.facts, config)
+    check_features(writer.out, writer.features, features)
+    check_reusable(reuse, writer.out, writer.manifest, features)
+    told = writer.last_provenance()
+    wanted = wanted_rows(images, config.views, writer.done)
+    _tell_of_the_disk(writer, wanted, images, features, names=config.names)
+    taken = take_rows(writer, reuse, wanted, names=config.names)
+    found.reused += taken
+    if found.shared is not None:
+        found.n_pulled += found.shared.pull_parts(
+            writer, wanted_rows(images, config.views, writer.done), names=config.names
+        )
+    setting = {
+        "rows_per_forward": writer.compute_setting["rows_per_forward"], "device": teacher.device,
+        "torch": str(torch.__version__),
+    }  # fmt: skip
+    record(writer, compute=setting)
+    wanted = wanted_rows(images, config.views, writer.done)
+    _announce(writer, wanted, images, teacher)
+    if wanted:
+        _tell_of_other_ways([told, *(one.provenance for one in taken)], setting)
+    return told or writer.last_provenance(), wanted
 
 
 _OF_NEW_ROWS = ("compute", "first_batch_against_fp32", "pixels_against_processor", "recomputed_in_fp32")
@@ -160,16 +227,22 @@ def _said(told: Mapping[str, Any], name: str, without: Said) -> Said:
     return value if isinstance(value, type(without)) else without
 
 
-def _announce(
-    writer: SegmentedWriter, wanted: Wanted, images: SampleSet, teacher: TeacherOnDemand, features: FeatureShapes, *,
-    names: bool,
-) -> None:  # fmt: skip
+def _tell_of_other_ways(before: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> None:
+    """Warn once for each other way in which rows that stand say that they were computed."""
+    said = [_said(told, "compute", dict[str, Any]()) for told in before]
+    for found in dict.fromkeys("; ".join(differences(way, setting)) for way in said if way):
+        if found:
+            log.warning(
+                "the rows that stand were computed in another way, and last digits depend on it; the cache records "
+                "the way of now (before against now): %s", found,
+            )  # fmt: skip
+
+
+def _tell_of_the_disk(
+    writer: SegmentedWriter, wanted: Wanted, images: SampleSet, features: FeatureShapes, *, names: bool
+) -> None:
+    """Before any row is copied or computed."""
     total = sum(len(views) for _, views in wanted)
-    log.info(
-        "%s images, %s views to compute, %s stand already; %s px, %s on %s, %d views a pass",
-        f"{len(images.samples):,}", f"{total:,}", f"{len(writer.done):,}",
-        teacher.size_px, teacher.precision, teacher.device, writer.compute_setting["rows_per_forward"],
-    )  # fmt: skip
     new, every = (
         planned_dims(writer.manifest, images.samples, rows, features, names=names).n_bytes
         for rows in (total, total + len(writer.done))
@@ -177,17 +250,13 @@ def _announce(
     warn_of_a_full_disk(writer.out, new if total else 0, every)
 
 
-def check_features(out: Path, stored: FeatureShapes | None, wanted: FeatureShapes) -> None:
-    """SettingError where the rows that stand have other features than the wanted ones; None where none stand."""
-    if stored is None or set(stored) == set(wanted):
-        return
-    if ("embedding" in stored) != ("embedding" in wanted):
-        has, flag = ("no embeddings", "--no-embedding") if "embedding" in wanted else ("embeddings", "--embedding")
-        raise SettingError(f"the rows of {out} have {has}: repeat the command with {flag}, or choose another -o")
-    raise SettingError(
-        f"the rows of {out} have the features {', '.join(stored)}, this teacher's would have "
-        f"{', '.join(wanted)} ({SEEN} follows from what it says that it was fitted on): choose another -o"
-    )
+def _announce(writer: SegmentedWriter, wanted: Wanted, images: SampleSet, teacher: TeacherOnDemand) -> None:
+    total = sum(len(views) for _, views in wanted)
+    log.info(
+        "%s images, %s views to compute, %s stand already; %s px, %s on %s, %d views a pass",
+        f"{len(images.samples):,}", f"{total:,}", f"{len(writer.done):,}",
+        teacher.size_px, teacher.precision, teacher.device, writer.compute_setting["rows_per_forward"],
+    )  # fmt: skip
 
 
 def _compute(

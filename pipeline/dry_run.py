@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cache.errors import CacheDamaged, CacheMismatch, CacheNotFound
 from cache.layout import Dims
 from cache.manifest import differences
 from cache.rows import FeatureShapes, Pair
+from cache.store import Store
 from cache.workspace import Workspace
 from data.loaders import default_workers, read_sample
 from data.options import ScanOptions
@@ -26,9 +27,12 @@ from data.samples import Sample, SampleSet
 from data.scan import scan_data
 from data.views import draw, render
 from pipeline.bad_images import find_bad_files, refuse_or_tell, without
-from pipeline.build import check_features, default_batch_size
+from pipeline.build import default_batch_size
+from pipeline.from_store import StoreOfRecipe
 from pipeline.outputs import check_output_file
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher
+from pipeline.reuse import check_features, check_reusable, reusable_rows
+from pipeline.slices import Slice
 from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import planned_dims, wanted_rows
 
@@ -54,6 +58,8 @@ class BuildPlan:
     """To be computed."""
     n_done: int
     """Views that the output has already."""
+    reused: tuple[tuple[str, int], ...]
+    """Other caches, or a store, and how many views would be taken from each."""
     n_bad: int
     n_student_forwards: int
     """Of a teacher that sits in the training loop of one student."""
@@ -83,13 +89,19 @@ class BuildPlan:
     @property
     def break_even_runs(self) -> float:
         """Student runs after which the whole cache has cost fewer teacher passes than a teacher in the loop."""
-        return (self.n_views + self.n_done) / self.n_student_forwards
+        return self.n_rows / self.n_student_forwards
+
+    @property
+    def n_rows(self) -> int:
+        """Views in the finished file."""
+        return self.n_views + self.n_done + sum(n_rows for _, n_rows in self.reused)
 
     def lines(self) -> Iterator[str]:
         """For people."""
         bad = f", {self.n_bad:,} of them no whole image" if self.n_bad else ""
         yield f"images      {self.n_images:,}{bad}"
-        yield f"views       {self.n_views:,} to compute, {self.n_done:,} stand already in {self.out}"
+        taken = "".join(f"{n_rows:,} to take from {where}, " for where, n_rows in self.reused)
+        yield f"views       {self.n_views:,} to compute, {taken}{self.n_done:,} stand already in {self.out}"
         yield f"bytes       {_bytes(self.dims.n_bytes)} in the end, twice that for a moment"
         objects = {name: spec.n_bytes for name, spec in self.dims.specs().items()}
         for name, n_bytes in sorted(objects.items(), key=lambda item: -item[1]):
@@ -111,7 +123,7 @@ class BuildPlan:
         runs = self.break_even_runs
         yield (
             f"break-even  one student of {STUDENT_EPOCHS} epochs with the teacher in its loop takes "
-            f"{self.n_student_forwards:,} teacher passes, the cache {self.n_views + self.n_done:,}: it is cheaper from "
+            f"{self.n_student_forwards:,} teacher passes, the cache {self.n_rows:,}: it is cheaper from "
             f"student run {max(1, math.ceil(runs)):,} on ({runs:.2g} runs)"
         )
 
@@ -120,28 +132,53 @@ class BuildPlan:
         return bool(self.workers) and self.render_s / self.workers > self.forward_s
 
 
-def plan_build(data: str | Path, out: str | Path, config: BuildConfig, scan: ScanOptions = ScanOptions()) -> BuildPlan:
-    """What `build_cache` with these arguments would do; the same errors for the same mistakes."""
+def plan_build(
+    data: str | Path,
+    out: str | Path,
+    config: BuildConfig,
+    scan: ScanOptions = ScanOptions(),
+    *,
+    reuse: Sequence[str | Path] = (),
+    part: Slice | None = None,
+    store: Store | None = None,
+) -> BuildPlan | None:
+    """What `build_cache` with these arguments would do; the same errors for the same mistakes.
+
+    None for a slice without images.
+    """
+    out = Path(out) if part is None else part.file(out)
     check_output_file(out)
-    out = Path(out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
+    n_images = len(images.samples) + len(images.bad)
+    images = images if part is None else part.of(images)
+    if part is not None and not images.samples:
+        return None
     teacher = prepare_teacher(images, config)
     manifest = manifest_of(images, teacher.facts, config)
     features = feature_shapes(teacher.facts, config)
     done = _standing(out, manifest, features)
-    wanted = wanted_rows(images, config.views, done)
+    check_reusable(reuse, Workspace(out).out, manifest, features)
+    taken = [(str(path), rows) for path, rows in reusable_rows(reuse, wanted_rows(images, config.views, done))]
+    there = done.union(*(pairs for _, pairs in taken))
+    if store is not None:
+        shared = StoreOfRecipe(store, manifest, features)
+        taken.append((store.address.shown, shared.rows_there(wanted_rows(images, config.views, there))))
+        there |= taken[-1][1]
+    wanted = wanted_rows(images, config.views, there)
     bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted])]
-    n_images = len(images.samples) + len(images.bad)
     refuse_or_tell(bad, n_images, "nothing was written", skip=scan.skip_bad_images)
     wanted = without(bad, wanted)
+    if part is not None and not (wanted or there):
+        return None
     n_views = sum(len(views) for _, views in wanted)
-    dims = planned_dims(manifest, images.samples, n_views + len(done), features, names=config.names)
-    keys = {key for key, _ in done}
+    dims = planned_dims(manifest, images.samples, n_views + len(there), features, names=config.names)
+    keys = {key for key, _ in there}
     any_samples = [sample for sample, _ in wanted[:4]] or [s for s in images.samples if s.key in keys][:4]
     render_s, views = _timed_rendering(any_samples, config, teacher.size_px)
     gflop, forward_s, n_timed = _timed_batch(teacher, views, config.batch_size or default_batch_size(teacher.device))
     return BuildPlan(
-        out=out, n_images=n_images, n_views=n_views, n_done=len(done), n_bad=len(bad),
+        out=out, n_images=len(images.samples) + len(images.bad), n_views=n_views, n_done=len(done),
+        reused=tuple((where, len(pairs)) for where, pairs in taken), n_bad=len(bad),
         n_student_forwards=_student_forwards(images), dims=dims, gflop_per_view=gflop, device=teacher.device,
         precision=teacher.precision, forward_s=forward_s, n_timed=n_timed, render_s=render_s,
         workers=default_workers(teacher.device) if config.workers is None else config.workers,

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.options import ScanOptions
 from data.splits import SPLITS
-from pipeline.answers import Answering, cache_of
+from pipeline.answers import Answering, caches_of
 from pipeline.arguments import check_model_and_data
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
@@ -129,7 +129,7 @@ def _evaluated(
 ) -> TasksEvaluation:  # fmt: skip
     group_of_task(config.sensitivity_of, student.card.every_task)
     _check_objective(student, model, config)
-    images = scan_like(opened(cache_of(student, cache)), data, scan)
+    images = scan_like(opened(caches_of(student, cache)), data, scan)
     return _of_tasks(student, model, Measuring(Answering(student, images, cache, workers, scan), config), config)
 
 
@@ -152,7 +152,7 @@ def evaluate_seeds(
     for name, of_run in tasks.items():
         group_of_task(config.sensitivity_of, of_run)
         _check_objective(students[name], Path(folder, name), config)
-    images = scan_like(opened(cache_of(next(iter(students.values())), cache)), data, scan)
+    images = scan_like(opened(caches_of(next(iter(students.values())), cache)), data, scan)
     found = {}
     for name, student in students.items():
         log.info("%s of %d seeds", name, len(students))

@@ -22,7 +22,7 @@ from data.loaders import StudentLoader, ViewItem, default_workers
 from data.options import ScanOptions
 from data.samples import Sample
 from data.views import CLEAN_ROW
-from pipeline.answers import cache_of, in_words_of
+from pipeline.answers import caches_of, in_words_of
 from pipeline.bad_images import decodable, opened, scan_like
 from pipeline.card import StudentCard
 from pipeline.errors import RunError
@@ -83,7 +83,7 @@ class RealImages:
     """The images of DATA that a student and its exported file are asked about, and those that show it what is usual."""
 
     def __init__(self, student: Student, data: str | Path, scan: ScanOptions) -> None:
-        cache = opened(cache_of(student, None))
+        cache = opened(caches_of(student, None))
         images = in_words_of(student.card.every_task, scan_like(cache, data, scan))
         usable = decodable(cache, images.samples, skip=scan.skip_bad_images)
         learned = (student.run.learned_keys() if student.run else None) or frozenset()

@@ -18,7 +18,7 @@ from cache.errors import CacheDamaged, CacheMismatch
 from data.errors import bullet_list
 from data.samples import FOLDER_TASK, Sample
 from pipeline.bad_images import decodable
-from pipeline.repair.remedies import advice_other_classes, derived_by
+from pipeline.repair.remedies import MERGED, advice_other_classes, derived_by, in_one_file
 from pipeline.scores.table import imported_from
 from pipeline.targets import StoredTask, TeacherTargets, read_by_training, view_policy
 from pipeline.tasks import ASKED_AS, Tasks, label_numbers, matching_task
@@ -185,9 +185,15 @@ def _extending(reader: CacheReader, words: Sequence[str]) -> str:
             f"it was made by `softlabel cache {head}` from another cache: extend that one by "
             f"`{shlex.join([*build, 'PARENT.h5'])}` with the settings it was built with, then {head} it again"
         )
-    remedy = (
-        f"run `{shlex.join([*build, str(reader.path)])}` with the settings it was built with, which adds only these"
-    )
+    if len(reader.paths) > 1 and scores is None:
+        reuse = [word for path in reader.paths for word in ("--reuse", str(path))]
+        return (
+            f"run `{shlex.join([*build, MERGED, *reuse])}` with the settings they were built with, which computes only "
+            f"these and takes the others from them, and name {MERGED} instead"
+        )
+    file, merging = in_one_file(reader, str(reader.path))
+    commands = [*merging, f"{shlex.join(build)} {file}"]
+    remedy = f"run `{'`, then `'.join(commands)}` with the settings it was built with, which adds only these"
     if scores is not None:
         remedy += f", if {scores} has their scores; a longer table makes another cache, under another -o"
     return remedy

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import CacheReader
-from cache.combine import tolerance_logits
 from cache.errors import CacheMismatch
 from cache.manifest import differences
+from cache.survey import tolerance_logits
 from data.decode import DECODER_VERSION
 from data.errors import bullet_list
 from data.loaders import StudentLoader, ViewItem, default_workers

@@ -143,13 +143,14 @@ class RunFolder:
         keys = self._read_best().get("learned_keys")
         return None if keys is None else frozenset(row.tobytes() for row in keys.numpy())
 
-    def cache_path(self) -> Path | None:
-        """Where the cache of this run was when it was trained."""
+    def cache_paths(self) -> tuple[Path, ...]:
+        """Where the cache of this run was when it was trained, or each of several; none where nobody knows."""
         try:
             config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            return Path(config["cache"])
+            named = config["cache"]
+            return tuple(Path(path) for path in (named if isinstance(named, list) else [named]))
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return ()
 
     def _read_best(self) -> dict[str, Any]:
         rebuilt = f"delete it, and {self._go_on()} writes it again" if self.last.is_file() else ""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cache import CacheReader
+from cache import CacheReader, open_caches
 from cache.errors import printable
 from data.loaders import StudentLoader, ViewMemory, default_workers
 from data.options import ScanOptions
@@ -74,7 +74,7 @@ class TrainResult:
 
 def train(
     data: str | Path,
-    cache: str | Path,
+    cache: str | Path | Sequence[str | Path],
     out: str | Path,
     config: TrainConfig,
     *,
@@ -85,7 +85,7 @@ def train(
     report: bool = True,
     scan: ScanOptions = ScanOptions(),
 ) -> TrainResult:
-    """Train a student, or with `resume` go on with the run in `out`.
+    """Train a student, or with `resume` go on with the run in `out`; several caches of one recipe are taken as one.
 
     At its end the verdicts are logged, and `report` writes OUT/report.html. WeakTeacher stops a new run with a teacher
     that nobody should learn from, unless `anyway`.
@@ -93,7 +93,8 @@ def train(
     On one machine's CPU and thread count a resumed run ends with the numbers of an undisturbed one; GPU kernels add up
     in no fixed order.
     """
-    check_data_and_cache(data, cache, "train DATA CACHE")
+    caches = [cache] if isinstance(cache, (str, Path)) else list(cache)
+    check_data_and_cache(data, caches, "train DATA CACHE")
     check_output_folder(out)
     run = RunFolder(out)
     if not resume:
@@ -105,7 +106,7 @@ def train(
             stack.enter_context(run.held())
             previous = run.load_last()
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
-        reader = CacheReader(cache, memory_map=False)
+        reader = open_caches(caches, memory_map=False)
         images = scan_like(reader, data, scan)
         training = _Training(
             run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
@@ -113,8 +114,9 @@ def train(
         worth = training.announce()
         if previous is None:
             if config.teacher and not anyway:
+                name = caches[0] if len(reader.paths) == 1 else reader.path
                 for of_task in worth.values():
-                    check_teacher(of_task, reader, cache, images.words)
+                    check_teacher(of_task, reader, name, images.words)
             stack.enter_context(run.held())
             _check_new(run)  # another process may have begun and ended one meanwhile
         else:
@@ -200,9 +202,12 @@ class _Training:
 
     def restore(self, previous: dict[str, Any]) -> None:
         """Take up a checkpoint; RunError lists every setting or input that is not the run's own."""
-        differing = other_settings(previous["config"], self._config)
+        differing, changed = other_settings(previous["config"], self._config), dict(_CHANGED)
+        named = (previous["config"].get("cache"), _named(self._reader))
+        if named[0] != named[1] and any(isinstance(one, list) for one in named):
+            changed["seal"] = "the caches are others, or in another order,"
         differing += [
-            f"{what} since: restore it, or start a new run with another -o" for name, what in _CHANGED.items()
+            f"{what} since: restore it, or start a new run with another -o" for name, what in changed.items()
             if previous["ids"].get(name, self._ids[name]) != self._ids[name]
         ]  # fmt: skip
         if differing:
@@ -308,7 +313,7 @@ class _Training:
             "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best,
             "best_model": self._best_model, "metrics": self._metrics,
             "stopped_early": self._stopped_early,
-            "config": {**asdict(self._config), "cache": str(Path(self._reader.path).absolute())},
+            "config": {**asdict(self._config), "cache": _named(self._reader)},
             "ids": self._ids, "threads": torch.get_num_threads(), "learned_keys": self._learned_keys,
             **self._learner.state(),
         }  # fmt: skip
@@ -328,6 +333,12 @@ def saved_config(run: str | Path) -> TrainConfig:
     """The settings of an interrupted run; RunError where there is none."""
     saved = RunFolder(run).load_last()["config"]
     return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig) if field.name in saved})
+
+
+def _named(reader: CacheReader) -> str | list[str]:
+    """Where the cache is, or each of several."""
+    paths = [str(path) for path in reader.paths]
+    return paths if len(paths) > 1 else paths[0]
 
 
 def _key_digest(tasks: Tasks, *groups: Sequence[Sample]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,21 @@ import click
 from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command, user_folder
 
 if TYPE_CHECKING:
+    from cache.store import Store
     from data.options import ScanOptions
+    from pipeline.slices import Slice
+
+
+def _slice(context: click.Context, parameter: click.Parameter, value: str | None) -> Slice | None:
+    if value is None:
+        return None
+    from pipeline.errors import SettingError
+    from pipeline.slices import Slice
+
+    try:
+        return Slice.parse(value)
+    except SettingError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group()
@@ -41,6 +56,20 @@ def cache() -> None:
     help="auto = fp16 on a GPU, fp32 on a CPU.",
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Views in a forward pass [64 on a GPU, else 16].")
+@click.option(
+    "--reuse", type=FILE, multiple=True,
+    help="A cache of the same recipe whose rows are taken instead of computed; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--slice", "part", metavar="I/N", callback=_slice,
+    help="For an array of N jobs: compute every N-th image, into a file beside --out (t.03-of-16.h5).",
+)  # fmt: skip
+@click.option(
+    "--store", "url", metavar="URL",
+    help="Pull the rows that a store has, and put there what it lacks: a folder, s3://BUCKET/PATH, gs://, hf://, ssh://.",
+)  # fmt: skip
+@click.option("--publish/--no-publish", default=True, show_default=True, help="With --store: put anything there.")
+@click.option("--yes", is_flag=True, help="Say yes to sending to this store, which is otherwise asked for once.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing.")
 @click.option(
     "--embedding/--no-embedding", default=True, show_default=True,
@@ -49,31 +78,73 @@ def cache() -> None:
 @click.option("--names/--no-names", default=True, show_default=True, help="Store the images' relative paths.")
 @device_options
 @data_options
-def cache_build(data: Path, out: Path, scan: ScanOptions, dry_run: bool, **settings: Any) -> None:
+def cache_build(
+    data: Path, out: Path, scan: ScanOptions, reuse: tuple[Path, ...], part: Slice | None, url: str | None,
+    publish: bool, yes: bool, dry_run: bool, **settings: Any,
+) -> None:  # fmt: skip
     """Run the teacher once over every view of DATA and write its logits and embeddings.
 
     Train images get all views, images of other splits the clean one. Repeating the command resumes an interrupted
     build, and adds images or views that are new.
     """
+    store = _store(url, asking=publish and not dry_run, yes=yes)
     if dry_run:
         from pipeline.dry_run import plan_build
         from pipeline.recipe import BuildConfig
 
         asking = dataclasses.replace(scan, remember_split=False)
-        click.echo("\n".join(plan_build(data, out, BuildConfig(**settings), asking).lines()))
+        plan = plan_build(data, out, BuildConfig(**settings), asking, reuse=reuse, part=part, store=store)
+        click.echo(_no_images(data, part) if plan is None else "\n".join(plan.lines()))
         return
     with goes_on_with(same_command):
         from pipeline.build import BuildConfig, build_cache
 
-        known = user_folder() / "teachers"
-        result = build_cache(data, out, BuildConfig(**settings), scan=scan, known_teachers=known)
+        result = build_cache(
+            data, out, BuildConfig(**settings), scan=scan, reuse=reuse, part=part, store=store, publish=publish,
+            known_teachers=user_folder() / "teachers",
+        )  # fmt: skip
+    if not result.n_rows:
+        click.echo(_no_images(data, part))
+        return
     speed = f", {result.n_computed / result.wall_s:.1f} views/s" if result.n_computed else ""
+    taken = "".join(f", {one.n_rows:,} taken from {one.path}" for one in result.reused)
+    taken += f", {result.n_pulled:,} from {store.address.shown}" if store is not None else ""
     click.echo(
-        f"{out}: {result.n_rows:,} views of {result.n_samples:,} images "
-        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed})"
+        f"{out if part is None else result.path}: {result.n_rows:,} views of {result.n_samples:,} images "
+        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed}{taken})"
         + (f", {result.n_skipped:,} images left out" if result.n_skipped else "")
         + (f", {result.n_recomputed:,} rows overflowed and were computed in fp32" if result.n_recomputed else "")
+        + (f"; when all {part.count} stand: {_next_commands(part, data, scan, out)}" if part is not None else "")
     )
+    if result.pushed is not None and store is not None:
+        click.echo(f"{store.address.shown}: {result.pushed.entry.n_rows:,} views put there")
+
+
+def _store(url: str | None, *, asking: bool, yes: bool) -> Store | None:
+    """The store of --store, with the consent to send to it if anything may go there."""
+    if url is None:
+        return None
+    from cache.store import Store
+    from pipeline.commands.store import ask_once
+
+    store = Store(url)
+    if asking:
+        ask_once(
+            store, yes, "what goes out: keys, drawn numbers, logits, embeddings, prompts and class names, no names of "
+            "files (docs/share.md); repeat the command with --yes, or with --no-publish to pull alone",
+        )  # fmt: skip
+    return store
+
+
+def _no_images(data: Path, part: Slice | None) -> str:
+    return f"slice {part} of {data} has no images to compute: nothing was written"
+
+
+def _next_commands(part: Slice, data: Path, scan: ScanOptions, out: Path) -> str:
+    """What is done with the files of all slices."""
+    files, words = part.every_file(out), shlex.join([str(data), *scan.words()])
+    merge = f"softlabel cache merge {files} -o {shlex.quote(str(out))}"
+    return f"`{merge}`, or at once `softlabel train {words} {files} -o RUN`"
 
 
 @cache.command("info")

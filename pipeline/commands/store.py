@@ -109,30 +109,36 @@ def _asking(store: Store, yes: bool) -> Callable[[list[str]], None]:
     """Prints what goes out and, once for each remote place, asks whether it may."""
 
     def confirm(lines: list[str]) -> None:
-        from platformdirs import user_state_path
-
         from cache.errors import printable
-        from pipeline.consent import Consent
-        from pipeline.errors import SettingError
 
         click.echo("\n".join(map(printable, lines)))
-        if not store.address.is_remote:
-            return
-        place = store.place
-        consent = Consent(user_state_path("softlabel", appauthor=False) / "stores.json")
-        if consent.is_given(place):
-            return
-        if not yes:
-            if sys.stdin is None or not sys.stdin.isatty():
-                raise SettingError(
-                    f"nothing was sent: {place} needs a yes once, and there is no terminal to ask at; read what goes "
-                    "out (above), then repeat the command with --yes"
-                )
-            if not click.confirm(f"Send it to {printable(place)}?", err=True):
-                raise SettingError("nothing was sent")
-        consent.remember(place)
+        ask_once(store, yes, "read what goes out (above), then repeat the command with --yes")
 
     return confirm
+
+
+def ask_once(store: Store, yes: bool, remedy: str) -> None:
+    """Ask whether caches may go to a remote place, unless that was answered before; SettingError without a yes."""
+    from platformdirs import user_state_path
+
+    from cache.errors import printable
+    from pipeline.consent import Consent
+    from pipeline.errors import SettingError
+
+    if not store.address.is_remote:
+        return
+    place = store.place
+    consent = Consent(user_state_path("softlabel", appauthor=False) / "stores.json")
+    if consent.is_given(place):
+        return
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise SettingError(
+                f"nothing was sent: {place} needs a yes once, and there is no terminal to ask at; {remedy}"
+            )
+        if not click.confirm(f"Send it to {printable(place)}?", err=True):
+            raise SettingError("nothing was sent")
+    consent.remember(place)
 
 
 @contextlib.contextmanager

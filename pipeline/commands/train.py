@@ -73,7 +73,7 @@ def _settings(command: Any) -> Any:
 
 @click.command()
 @click.argument("data", type=FILE)
-@click.argument("cache_file", metavar="CACHE", type=FILE)
+@click.argument("cache_files", metavar="CACHE...", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, help="The run folder to write.")
 @_settings
 @click.option(
@@ -88,12 +88,13 @@ def _settings(command: Any) -> Any:
 @data_options
 @click.pass_context
 def train(
-    context: click.Context, data: Path, cache_file: Path, out: Path | None, n_seeds: int | None,
+    context: click.Context, data: Path, cache_files: tuple[Path, ...], out: Path | None, n_seeds: int | None,
     config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str,
     workers: int | None, scan: ScanOptions, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
+    Several caches of one recipe are taken as one: those of teammates, or of an array of jobs.
     Validates on the val split, or on a part of train; never on test.
     """
     given = {n: v for n, v in flags.items() if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
@@ -113,7 +114,7 @@ def train(
 
         def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
             return run_training(
-                data, cache_file, folder, config,
+                data, cache_files, folder, config,
                 resume=resume, anyway=anyway, device=device, workers=workers, report=report, scan=scan,
             )  # fmt: skip
 

@@ -110,7 +110,7 @@ def probe_cache(
     The classes are those of `data`, whatever the cache's are. Raises DataError, CacheError or PipelineError.
     """
     started = time.perf_counter()
-    check_data_and_cache(data, cache, "cache probe CACHE DATA")
+    check_data_and_cache(data, [cache], "cache probe CACHE DATA")
     check_new_file(out)
     reader = CacheReader(cache, memory_map=False)
     images = scan_like(reader, data, scan)

@@ -14,6 +14,8 @@ from pipeline.scores.table import imported_from
 
 EMBEDDING = "embedding"
 PROBE, REHEAD = "probe", "rehead"
+MERGED = "all.h5"
+"""The file that a union becomes, in messages."""
 PROMPTED_KINDS = ("siglip", "clip")
 """Kinds of teachers, in an identity, whose logits follow from prompts: those of `pipeline.teachers.dual_encoder`."""
 
@@ -43,13 +45,14 @@ def without_embeddings(reader: CacheReader) -> str:
 
 def advice_near_chance(reader: CacheReader, cache: str, words: Sequence[str]) -> str:
     """What to try where the answers of `cache` tell nothing of the images of DATA, whose words these are."""
-    file, head = shlex.quote(cache), derived_by(reader.manifest.identity)
-    ideas, commands = ["Look at its class names"], [f"softlabel cache info {file}"]
+    head, (file, merging) = derived_by(reader.manifest.identity), in_one_file(reader, cache)
+    ideas, commands = ["Look at its class names"], [_info(reader, cache)]
     if takes_prompts(reader) and head != PROBE:
         ideas = ["Look at its prompts", "try others"]
-        commands += _reheading(reader, file)
+        commands += [*merging, *_reheading(reader, file)]
     if EMBEDDING in reader.features and head != PROBE:
         ideas.append("fit a head to its embeddings")
+        commands += [one for one in merging if one not in commands]
         commands.append(f"softlabel cache probe {file} {shlex.join(words)} -o probe.h5")
     elif head == PROBE:
         ideas = ["Its embeddings were probed already: look at their teacher", "take another one"]
@@ -60,8 +63,8 @@ def advice_near_chance(reader: CacheReader, cache: str, words: Sequence[str]) ->
 
 def advice_renamed(reader: CacheReader, cache: str) -> str:
     """How the class names of `cache` are put right."""
-    file, identity = shlex.quote(cache), reader.manifest.identity
-    see = f"See them by\n  softlabel cache info {file}\n"
+    identity, (file, merging) = reader.manifest.identity, in_one_file(reader, cache)
+    see = f"See them by\n  {_info(reader, cache)}\n"
     if scores := imported_from(reader.manifest):
         return f"{see}put the names of the columns of {scores} right, and import it anew, to another -o."
     if derived_by(identity) == PROBE:
@@ -73,15 +76,32 @@ def advice_renamed(reader: CacheReader, cache: str) -> str:
         )
     if not (commands := _reheading(reader, file)):
         return f"{see}put the prompts file right, and build the cache anew."
-    return f"{see}put the prompts file right, and then\n  {commands[0]}\nor build the cache anew."
+    in_order = "\n  ".join([*merging, commands[0]])
+    return f"{see}put the prompts file right, and then\n  {in_order}\nor build the cache anew."
 
 
 def advice_other_classes(reader: CacheReader, words: Sequence[str]) -> str:
     """What to do with a cache that does not know the classes of DATA, whose words these are."""
     if EMBEDDING in reader.features:
-        command = shlex.join(["softlabel", "cache", "probe", str(reader.path), *words, "-o", "probe.h5"])
-        return f"its embeddings can learn them: `{command}`"
+        file, merging = in_one_file(reader, str(reader.path))
+        commands = [*merging, f"softlabel cache probe {file} {shlex.join(words)} -o probe.h5"]
+        return f"its embeddings can learn them: `{'`, then `'.join(commands)}`"
     return "rename the folders, or choose another teacher"
+
+
+def in_one_file(reader: CacheReader, cache: str) -> tuple[str, list[str]]:
+    """The file for a command that takes one cache, and the commands that make it first: of a union, a merge.
+
+    `cache` is what people call a single one. The file's name is quoted.
+    """
+    if len(reader.paths) == 1:
+        return shlex.quote(cache), []
+    return MERGED, [shlex.join(["softlabel", "cache", "merge", *map(str, reader.paths), "-o", MERGED])]
+
+
+def _info(reader: CacheReader, cache: str) -> str:
+    """Files of one recipe have the same classes and prompts."""
+    return f"softlabel cache info {shlex.quote(cache if len(reader.paths) == 1 else str(reader.paths[0]))}"
 
 
 def _reheading(reader: CacheReader, file: str) -> list[str]:

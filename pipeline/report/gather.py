@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from cache import CacheError, CacheReader
+from cache import CacheError, open_caches
 from cache.errors import CacheMismatch
 from data.loaders import read_sample
 from data.options import ScanOptions
 from data.samples import Sample
 from data.views import CLEAN_ROW, render
-from pipeline.answers import Answering, cache_of, said_groups
+from pipeline.answers import Answering, caches_of, said_groups
 from pipeline.arguments import check_model_and_data
 from pipeline.bad_images import opened, scan_like
 from pipeline.errors import RunError, SettingError
@@ -71,7 +71,7 @@ def gather(
     answers, pictures, group_of = dict[str, Answers](), dict[bytes, bytes](), None
     teachers, students = dict[str, TeacherNumbers](), dict[str, StudentNumbers]()
     if data is not None:
-        images = scan_like(opened(cache_of(student, cache)), data, scan)
+        images = scan_like(opened(caches_of(student, cache)), data, scan)
         answering = Answering(student, images, cache, workers, scan)
         answers = answering.answers(split)
         for notice in answering.notices([split]).values():
@@ -176,13 +176,13 @@ def _teacher_numbers(
 ) -> dict[str, TeacherNumbers]:
     """Task -> numbers; none, with a notice where there should be some, for hard labels or where the cache is gone."""
     assert student.run is not None
-    path = cache or student.run.cache_path()
-    if not settings.get("teacher", True) or path is None or not {"train", "val"} <= set(answering.splits):
+    paths = caches_of(student, cache)
+    if not settings.get("teacher", True) or not paths or not {"train", "val"} <= set(answering.splits):
         return {}
     try:
-        reader = CacheReader(path, memory_map=False)
+        reader = open_caches(paths, memory_map=False)
         if cache is None and reader.recipe_id != student.recipe_id:
-            raise CacheMismatch(f"{path} is no longer the cache that this run was trained on")
+            raise CacheMismatch(f"{reader.path} is no longer the cache that this run was trained on")
         groups = {split: answering.samples(split) for split in ("train", "val")}
         targets = join(reader, groups, words, student.card.tasks, clean=["val"])
         train, val, n_parameters = targets["train"], targets["val"], teacher_parameters(reader)

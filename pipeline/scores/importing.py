@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache import CacheReader, Manifest, SegmentedWriter
-from cache.combine import tolerance_logits
 from cache.errors import CacheMismatch
+from cache.survey import tolerance_logits
 from data.loaders import TeacherViews, default_workers, teacher_loader
 from data.options import ScanOptions
 from data.samples import SampleSet

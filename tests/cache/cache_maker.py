@@ -46,6 +46,34 @@ def table(seed: int = 0, n_samples: int = 5, max_views: int = 4, names: bool = T
     )
 
 
+def of_rows(rows: Table, chosen: Iterable[int]) -> Table:
+    """The table of some rows, ascending; samples without any go."""
+    kept = np.array(list(chosen), np.int64)
+    owner = np.repeat(np.arange(len(rows.key)), np.diff(rows.first_row.astype(int)))[kept]
+    samples, counts = np.unique(owner, return_counts=True)
+    return Table(
+        key=rows.key[samples],
+        first_row=np.cumsum([0, *counts]).astype("<u8"),
+        view=rows.view[kept],
+        params=rows.params[kept],
+        witness=rows.witness[kept],
+        logits={task: values[kept] for task, values in rows.logits.items()},
+        features={name: values[kept] for name, values in rows.features.items()},
+        names=None if rows.names is None else [rows.names[at] for at in samples],
+    )
+
+
+def part(rows: Table, samples: Iterable[int]) -> Table:
+    """The table of some samples."""
+    return of_rows(rows, [row for at in samples for row in range(int(rows.first_row[at]), int(rows.first_row[at + 1]))])
+
+
+def nudged(rows: Table, by: float) -> Table:
+    """The same rows with other answers."""
+    logits = rows.logits | {"class": rows.logits["class"] + np.float32(by)}
+    return Table(**{**vars(rows), "logits": logits})
+
+
 def write(path: Path, rows: Table, manifest_: Manifest | None = None) -> Path:
     """One sealed file."""
     write_table(path, manifest_ or manifest(), rows)

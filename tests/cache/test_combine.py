@@ -10,32 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import CacheReader, Manifest, SegmentedWriter, Table, durable, merge
-from cache.combine import tolerance_logits
 from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheMismatch, CacheNotFound
 from cache.fill import NewFile, put_names
+from cache.survey import tolerance_logits
 from cache.workspace import Workspace
-
-
-def part(table, samples):
-    """The table of some samples."""
-    rows = np.concatenate([np.arange(table.first_row[at], table.first_row[at + 1]) for at in samples]).astype(int)
-    counts = [int(table.first_row[at + 1] - table.first_row[at]) for at in samples]
-    return Table(
-        key=table.key[samples],
-        first_row=np.cumsum([0, *counts]).astype("<u8"),
-        view=table.view[rows],
-        params=table.params[rows],
-        witness=table.witness[rows],
-        logits={task: values[rows] for task, values in table.logits.items()},
-        features={name: values[rows] for name, values in table.features.items()},
-        names=None if table.names is None else [table.names[at] for at in samples],
-    )
-
-
-def nudged(table, by):
-    """The same rows with other answers."""
-    logits = table.logits | {"class": table.logits["class"] + np.float32(by)}
-    return Table(**{**vars(table), "logits": logits})
 
 
 def left(folder):
@@ -45,8 +23,8 @@ def left(folder):
 def test_merge_gives_the_union_in_any_order(make, tmp_path):
     table = make.table(n_samples=7)
     every = range(len(table.key))
-    a = make.write(tmp_path / "a.h5", part(table, [at for at in every if at % 2]))
-    b = make.write(tmp_path / "b.h5", part(table, [at for at in every if at % 2 == 0]))
+    a = make.write(tmp_path / "a.h5", make.part(table, [at for at in every if at % 2]))
+    b = make.write(tmp_path / "b.h5", make.part(table, [at for at in every if at % 2 == 0]))
     whole = make.write(tmp_path / "whole.h5", table)
     for index, sources in enumerate([(a, b), (b, a), (a, whole, b), (whole, whole)]):
         merged = merge(sources, tmp_path / f"out{index}.h5")
@@ -59,9 +37,9 @@ def test_merge_gives_the_union_in_any_order(make, tmp_path):
 def test_merge_keeps_the_first_of_two_answers_within_the_tolerance(make, tmp_path):
     table = make.table()
     a = make.write(tmp_path / "a.h5", table)
-    b = make.write(tmp_path / "b.h5", nudged(table, 5e-5))
+    b = make.write(tmp_path / "b.h5", make.nudged(table, 5e-5))
     make.assert_equal(merge([a, b], tmp_path / "ab.h5").table(), table)
-    make.assert_equal(merge([b, a], tmp_path / "ba.h5").table(), nudged(table, 5e-5))
+    make.assert_equal(merge([b, a], tmp_path / "ba.h5").table(), make.nudged(table, 5e-5))
 
 
 @pytest.mark.parametrize(
@@ -71,8 +49,8 @@ def test_merge_keeps_the_first_of_two_answers_within_the_tolerance(make, tmp_pat
 def test_merge_tolerates_by_the_recipes_precision(make, tmp_path, precision, within, beyond):
     table, manifest = make.table(), make.manifest(precision=precision)
     a = make.write(tmp_path / "a.h5", table, manifest)
-    near = make.write(tmp_path / "near.h5", nudged(table, within), manifest)
-    far = make.write(tmp_path / "far.h5", nudged(table, -beyond), manifest)
+    near = make.write(tmp_path / "near.h5", make.nudged(table, within), manifest)
+    far = make.write(tmp_path / "far.h5", make.nudged(table, -beyond), manifest)
     assert tolerance_logits(manifest) == pytest.approx((within + beyond) / 2, rel=0.4)
     merge([a, near], tmp_path / "out.h5")
     with pytest.raises(CacheMismatch, match=rf"disagree in logits/0 in {len(table.view)} of {len(table.view)}"):
@@ -136,7 +114,7 @@ def test_merge_lists_the_skipped_samples_of_all_sources_that_it_has_no_rows_of(m
 
     def source(name, samples, **reasons):
         listed = {"skipped": [{"key": key, "reason": reason} for key, reason in reasons.items()]} if reasons else {}
-        return make.write(tmp_path / name, part(table, samples), Manifest(make.manifest().identity, listed))
+        return make.write(tmp_path / name, make.part(table, samples), Manifest(make.manifest().identity, listed))
 
     a = source("a.h5", [1, 2])
     b = source("b.h5", [0], **{absent: "cut", last: "unreadable"})
@@ -154,7 +132,7 @@ def test_merge_has_the_largest_number_of_files_without_bytes_for_each_reason(mak
     counts = ({"empty": 2, "a folder": 1}, {}, {"empty": 3, "a link": 1})
     sources = [
         make.write(
-            tmp_path / f"{i}.h5", part(table, [i]), Manifest(make.manifest().identity, {"skipped_files": counted})
+            tmp_path / f"{i}.h5", make.part(table, [i]), Manifest(make.manifest().identity, {"skipped_files": counted})
         )
         for i, counted in enumerate(counts)
     ]
@@ -187,8 +165,8 @@ def test_merge_never_replaces_a_file(make, tmp_path):
 def test_merge_takes_a_folder_for_the_caches_in_it(make, tmp_path):
     table, folder = make.table(n_samples=7), tmp_path / "parts"
     folder.mkdir()
-    make.write(folder / "b.h5", part(table, range(3)))
-    make.write(folder / "a.h5", part(table, range(3, len(table.key))))
+    make.write(folder / "b.h5", make.part(table, range(3)))
+    make.write(folder / "a.h5", make.part(table, range(3, len(table.key))))
     (folder / "plan.json").write_text("{}")
     (folder / "._a.h5").write_text("what a Mac lays beside a.h5")
     make.assert_equal(merge([folder, folder / "a.h5"], tmp_path / "out.h5").table(), table)
@@ -253,7 +231,7 @@ def test_merge_within_a_file_size_limit_is_refused_cleanly(make, tmp_path):
 
 def test_merge_opens_one_source_at_a_time(make, tmp_path, monkeypatch):
     table = make.table(n_samples=40, max_views=2)
-    sources = [make.write(tmp_path / f"{at}.h5", part(table, [at])) for at in range(len(table.key))]
+    sources = [make.write(tmp_path / f"{at}.h5", make.part(table, [at])) for at in range(len(table.key))]
     most, verify = [], CacheReader.verify
 
     def counting(reader):

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from cache import CacheReader
-from cache.combine import TOLERANCE_LOGITS
 from cache.layout import Dims, is_big
+from cache.survey import TOLERANCE_LOGITS
 from data.views import COLUMNS
 
 HERE = Path(__file__).parent

@@ -22,9 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cache import CacheReader, Manifest, Table
-from cache.combine import tolerance_logits
 from cache.fill import write_table
 from cache.manifest import differences
+from cache.survey import tolerance_logits
 from data.options import ScanOptions
 
 Change = Callable[[Any], object]
