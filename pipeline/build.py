@@ -105,9 +105,8 @@ def build_cache(
         return _nothing(out, 0)
     teacher = TeacherOnDemand(images, config, KnownTeachers(known_teachers))
     if store is not None:
-        found.shared = StoreOfRecipe(
-            store, manifest_of(images, teacher.facts, config), feature_shapes(teacher.facts, config)
-        )
+        manifest, features = manifest_of(images, teacher.facts, config), feature_shapes(teacher.facts, config)
+        found.shared = StoreOfRecipe(store, manifest, features, may_make=publish)
         if not reuse and not Workspace(out).has_work():
             found.n_pulled = found.shared.pull_whole(out, wanted_rows(images, config.views, set()))
     batch_size = config.batch_size or default_batch_size(teacher.device)

@@ -161,7 +161,7 @@ def plan_build(
     taken = [(str(path), rows) for path, rows in reusable_rows(reuse, wanted_rows(images, config.views, done))]
     there = done.union(*(pairs for _, pairs in taken))
     if store is not None:
-        shared = StoreOfRecipe(store, manifest, features)
+        shared = StoreOfRecipe(store, manifest, features, may_make=True)
         taken.append((store.address.shown, shared.rows_there(wanted_rows(images, config.views, there))))
         there |= taken[-1][1]
     wanted = wanted_rows(images, config.views, there)

@@ -7,6 +7,7 @@ N samples, R rows = (sample, view).
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from cache import CacheReader, Manifest, SegmentedWriter, durable
 from cache import manifest as ids
 from cache.adopt import copy_rows
-from cache.errors import printable
+from cache.errors import CacheDamaged, CacheMismatch, printable
 from cache.rows import FeatureShapes, Pair
-from cache.store import Entry, Pushed, Store
+from cache.store import Entry, Pushed, Store, StoreError
 from pipeline.wanted import Wanted
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,16 @@ _FOLDER_SUFFIX = ".from-store"
 class StoreOfRecipe:
     """The objects of one recipe in a store, as they were when the build began."""
 
-    def __init__(self, store: Store, manifest: Manifest, features: FeatureShapes) -> None:
+    def __init__(self, store: Store, manifest: Manifest, features: FeatureShapes, *, may_make: bool) -> None:
+        """StoreError where it cannot be asked; a folder that is not there yet is an empty store, if one `may_make` it."""
         self._store = store
+        self._rows_of: dict[str, NDArray[np.bytes_]] = {}
+        if may_make and not store.is_there:
+            log.warning("there is no folder %s yet: it is made at the end, with all that is computed", store.address)
+            self._entries = list[Entry]()
+            return
         listed = store.entries(manifest.recipe_id)
         self._entries = [entry for entry in listed if dict(entry.features) == features]
-        self._rows_of: dict[str, NDArray[np.bytes_]] = {}
         if len(self._entries) < len(listed):
             log.info(
                 "%s: %d of %d caches of this recipe have other features (--embedding, --no-embedding): left out",
@@ -46,9 +52,8 @@ class StoreOfRecipe:
         if out.exists() or not self._entries:
             return 0
         question = _cache_id(self._entries[0].recipe_id, wanted)
-        for entry in self._entries:
-            if entry.cache_id == question:
-                self._store.pull(entry, out)
+        for entry in [entry for entry in self._entries if entry.cache_id == question]:
+            if self._pull(entry, out):
                 log.info("%s rows from %s (%s)", f"{entry.n_rows:,}", self._store.address, _shown(entry))
                 return entry.n_rows
         return 0
@@ -72,8 +77,8 @@ class StoreOfRecipe:
             entry = self._entries[int(np.argmax(gains))]
             folder.mkdir(exist_ok=True)
             pulled = folder / f"{entry.content_id}.h5"
-            if not pulled.exists():  # an interrupted build may have left it
-                self._store.pull(entry, pulled)
+            if not self._pull(entry, pulled):
+                continue
             n_taken += (n_new := writer.adopt(pulled, pairs, names=name_of))
             log.info("%s rows from %s (%s)", f"{n_new:,}", self._store.address, _shown(entry))
             pulled.unlink()
@@ -81,8 +86,28 @@ class StoreOfRecipe:
         shutil.rmtree(folder, ignore_errors=True)
         return n_taken
 
+    def _pull(self, entry: Entry, path: Path) -> bool:
+        """Whether an object stands there now; one that is refused is told, and is none of the store's any more."""
+        try:
+            self._store.pull(entry, path)
+        except (CacheDamaged, CacheMismatch) as error:
+            log.warning("%s: going on without it", error)
+            self._entries.remove(entry)
+            return False
+        return True
+
     def publish(self, built: Path) -> Pushed | None:
-        """Push the rows that no object of the store had when the build began; None where it had all of them."""
+        """Push the rows that no object of the store had when the build began; None where it had all of them.
+
+        StoreError, with the line that tries again, where they could not be pushed: `built` is complete all the same.
+        """
+        try:
+            return self._push_new(built)
+        except StoreError as error:
+            words = shlex.join(["softlabel", "cache", "push", str(built), str(self._store.address)])
+            raise StoreError(f"{built} is complete, but its new rows are not shared: {error}\nTry: {words}") from error
+
+    def _push_new(self, built: Path) -> Pushed | None:
         with CacheReader(built, memory_map=False) as reader:
             codes = _codes(reader.keys, reader.first_row, reader.view)
             known = np.zeros(len(codes), bool)

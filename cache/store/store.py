@@ -8,6 +8,7 @@ Legend: N samples, R rows = (sample, view).
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from cache import durable, manifest, quarantine
 from cache.errors import CacheDamaged, CacheError, CacheMismatch, ManifestError, printable
 from cache.layout import KEY_BYTES, check_order
 from cache.reader import CacheReader
-from cache.store.address import StoreAddress
+from cache.store.address import FOLDER, StoreAddress
 from cache.store.download import download, table_bytes
 from cache.store.entry import MAX_BYTES, Entry
 from cache.store.files import Files, Progress
@@ -87,6 +88,11 @@ class Store:
     def files(self) -> Files:
         """The files below the root."""
         return files_of(self.address, self._patience)
+
+    @property
+    def is_there(self) -> bool:
+        """False for a folder that a first push would make; whatever is remote says so when it is asked."""
+        return self.address.protocol != FOLDER or os.path.isdir(self.address.url)
 
     def entries(self, recipe_id: str | None = None) -> list[Entry]:
         """All objects, or those of one recipe, the latest first; a warning for each manifest that is not one."""
