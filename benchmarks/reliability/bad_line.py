@@ -5,6 +5,7 @@ Knows nothing of what it carries. Used by benchmarks/store_storm.py and the test
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ from types import TracebackType
 
 KINDS = ("cut", "reset", "stall")
 _PIECE_BYTES = 1 << 16
+_POLL_S = 0.05
 _AT_ONCE = struct.pack("ii", 1, 0)
 
 
@@ -58,10 +60,19 @@ class _Connection:
                 if self.fault is not None and allowed <= len(piece):
                     self.line.broken += 1
                     if self.fault.kind == "stall":
-                        self.line.stalls.wait()
+                        self._stall()
                     return self.close(reset=self.fault.kind == "reset")
         self.close()
         return None
+
+    def _stall(self) -> None:
+        """Take nothing more, until the line goes or the client gives up (which only some systems tell)."""
+        waiting = select.poll() if hasattr(select, "POLLRDHUP") else None
+        if waiting is not None:
+            waiting.register(self.client, select.POLLRDHUP)
+        while not self.line.stalls.wait(_POLL_S):
+            if waiting is not None and waiting.poll(0):
+                return
 
 
 class BadLine:

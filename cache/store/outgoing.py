@@ -146,7 +146,6 @@ def _workspace(path: Path) -> Iterator[Workspace]:
     """A folder of this push alone, beside the file if that can be; gone after."""
     beside, elsewhere = (folder / path.name for folder in (path.parent, Path(tempfile.gettempdir())))
     for final in (beside, elsewhere):
-        _sweep(final)
         workspace = Workspace(final.with_name(f"{final.name}{_MARK}{secrets.token_hex(4)}"))
         try:
             workspace.enter()
@@ -163,10 +162,11 @@ def _workspace(path: Path) -> Iterator[Workspace]:
         return
 
 
-def _sweep(final: Path) -> None:
-    """Remove what killed pushes of this file left; those that run hold their locks."""
-    for folder in final.parent.glob(f"*{_MARK}*.parts"):
-        out = folder.with_suffix("")
-        if out.name.rpartition(_MARK)[0] == final.name:
-            with suppress(CacheError, OSError), Workspace(out):
-                pass
+def sweep(path: Path) -> None:
+    """Remove the copies that killed pushes of this file left; those that run hold their locks."""
+    for parent in (path.parent, Path(tempfile.gettempdir())):
+        for folder in parent.glob(f"*{_MARK}*.parts"):
+            out = folder.with_suffix("")
+            if out.name.rpartition(_MARK)[0] == path.name:
+                with suppress(CacheError, OSError), Workspace(out):
+                    pass

@@ -5,9 +5,13 @@ and each is kept if its MD5 says so. Endpoint and credentials come from where bo
 Run: `softlabel cache push t.h5 s3://BUCKET/PATH`
 """
 
+import asyncio
 import base64
+import concurrent.futures
 import hashlib
+import io
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -23,9 +27,21 @@ log = logging.getLogger(__name__)
 PART_BYTES = 8 << 20
 """S3 takes parts of 5 MiB and more."""
 _MAX_PARTS = 9_000
-_SLOWEST_BYTES_S = 50_000
-"""An upload of 8 MiB has three minutes."""
+_POLL_S = 0.5
 _MAX_RESTARTS = 3
+
+
+class _Body(io.BytesIO):
+    """Bytes on their way out, and when some of them were last taken: HTTP libraries limit the time of reads alone."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.moved_s = time.monotonic()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes."""
+        self.moved_s = time.monotonic()
+        return super().read(size)
 
 
 class S3Files(Files):
@@ -153,13 +169,23 @@ class S3Files(Files):
                 self.ask(partial(self._call, "abort_multipart_upload", name, UploadId=one["UploadId"]), may_lack=True)
 
     def _call(self, method: str, name: str, **words: Any) -> Any:
-        """One request, ended after a time that its body allows for."""
-        from fsspec.asyn import sync
-
+        """One request. Waiting for an answer has its limit in botocore; the body that goes out is watched here."""
         bucket, key = self._bucket_key(name)
-        limit_s = self.patience.connect_s + self.patience.read_s + len(words.get("Body", b"")) / _SLOWEST_BYTES_S
         of_object = {"Key": key} if name else {}
-        return sync(self.fs.loop, self.fs._call_s3, method, Bucket=bucket, **of_object, **words, timeout=limit_s)
+        body = _Body(words.pop("Body")) if "Body" in words else None
+        if body is not None:
+            words["Body"] = body
+        future = asyncio.run_coroutine_threadsafe(
+            self.fs._call_s3(method, Bucket=bucket, **of_object, **words), self.fs.loop
+        )
+        limit_s = self.patience.connect_s + 2 * self.patience.read_s
+        while True:
+            done, _ = concurrent.futures.wait([future], _POLL_S)
+            if done:
+                return future.result()
+            if body is not None and time.monotonic() - body.moved_s > limit_s:
+                future.cancel()
+                raise TimeoutError("the server takes no more bytes")
 
     def _bucket_key(self, name: str) -> tuple[str, str]:
         bucket, key, _ = self.fs.split_path(self.path(name))

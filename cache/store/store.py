@@ -25,7 +25,7 @@ from cache.store.address import FOLDER, StoreAddress
 from cache.store.download import download, table_bytes
 from cache.store.entry import MAX_BYTES, Entry
 from cache.store.files import Files, Progress
-from cache.store.outgoing import packed
+from cache.store.outgoing import packed, sweep
 from cache.store.places import files_of
 from cache.store.privacy import what_goes_out
 from cache.store.trouble import Patience, StoreError
@@ -156,6 +156,7 @@ class Store:
             content_id = reader.content_id
             if confirm is not None:
                 confirm(what_goes_out(reader, with_names=with_names))
+            sweep(reader.path)
             if standing := self._standing(reader.recipe_id, content_id):
                 return Pushed(standing, is_new=False)
             with packed(reader, content_id, with_names=with_names) as parcel:

@@ -137,8 +137,10 @@ def explained(shown: str, redact: Callable[[str], str], *, is_folder: bool) -> I
     """Inside, what a backend raises becomes one sentence about the store, without secrets."""
     try:
         yield
-    except (CacheError, NotImplementedError, AssertionError):
+    except (CacheError, AssertionError):
         raise
+    except NotImplementedError:
+        raise StoreError(f"{printable(shown)} can only be read: this kind of address takes no files") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise CacheDiskFull(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheReader, Manifest
-from cache.store.outgoing import packed
+from cache.store.outgoing import packed, sweep
 from cache.store.privacy import public, teacher_name
 
 GOES_OUT = {
@@ -87,6 +87,7 @@ def test_the_copy_has_the_ids_of_the_cache_and_lies_beside_it_for_a_moment(small
     left = tmp_path / "t.h5.push-00ff.parts"
     left.mkdir()
     (left / "t.h5.0011.tmp").write_bytes(b"of a push that was killed")
+    sweep(mine)
     with CacheReader(mine) as reader:
         with packed(reader, reader.content_id, with_names=False) as parcel:
             assert parcel.path.parent.parent == tmp_path
