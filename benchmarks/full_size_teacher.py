@@ -59,7 +59,7 @@ def make_full_size(folder: Path, texts: list[str]) -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     model.save_pretrained(folder)
     image_processor = SiglipImageProcessor(size={"height": 448, "width": 448}, resample=3)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     SiglipProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
 
 

@@ -29,6 +29,8 @@ MAX_TABLE_BYTES = 4 << 30
 _FREE_TABLE_BYTES = 64 << 20
 _MAX_SPARSENESS = 8
 _PIECE_BYTES = 1 << 20
+_NEVER_EMPTY = ("samples/key", "samples/first_row")
+"""Both ascend, so a stretch of zeros is a hole; they are read first, and everything else is as long as they are."""
 
 
 class Stamp(NamedTuple):
@@ -133,7 +135,8 @@ def _inspect(file: FileIO) -> Inspected:
         raise
     _check_tables(file, specs)
     # Read once: what is hashed is what is kept, whatever happens to the file.
-    small = {name: _table(file, name, extent) for name, extent in extents.items() if not is_big(name)}
+    names = sorted(filter(lambda name: not is_big(name), extents), key=lambda name: name not in _NEVER_EMPTY)
+    small = {name: _table(file, name, extents[name]) for name in names}
     seal = small["seal"].tobytes()
     if seal_of(specs, lambda name: [small[name].reshape(-1).view(np.uint8).data]) != seal:
         raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
@@ -190,7 +193,7 @@ def _check_tables(file: FileIO, specs: dict[str, Spec]) -> None:
 
 def _table(file: FileIO, name: str, extent: Extent) -> np.ndarray:
     """A table in memory; keys and places are refused at their first hole, before it costs memory."""
-    if name in ("samples/key", "samples/first_row"):
+    if name in _NEVER_EMPTY:
         for piece in range(extent.offset, extent.offset + extent.spec.n_bytes - _PIECE_BYTES, _PIECE_BYTES):
             buffer = bytearray(_PIECE_BYTES)
             durable.read_exactly(file, memoryview(buffer), piece)

@@ -32,6 +32,15 @@ CHECKPOINT_FORMAT = 2
 """Of last.pt."""
 _BEST_FORMAT = 1
 _IN_BEST = ("ids", "learned_keys", "architecture")
+_BEST_KINDS: dict[str, type] = {"model": dict, "card": str, "ids": dict}
+_LAST_KINDS: dict[str, type] = {
+    "model": dict, "ema": dict, "optimizer": dict, "config": dict, "best": dict, "metrics": list, "ids": dict,
+    "epoch": int,
+}  # fmt: skip
+_FIELDS: tuple[tuple[str, str, type], ...] = (
+    ("ids", "recipe_id", str), ("config", "epochs", int), ("best", "epoch", int),
+)  # fmt: skip
+_ANEW = "train this run anew"
 
 
 class Best(NamedTuple):
@@ -195,9 +204,22 @@ def _read(path: Path, remedy: str = "") -> dict[str, Any]:
     except (
         OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
-        raise RunError(f"{path} is damaged ({first_line(error)}); {remedy or 'train this run anew'}") from error
-    if not isinstance(content, dict) or content.get("format") not in (_BEST_FORMAT, CHECKPOINT_FORMAT):
+        # torch's own words on pickles advise to load it in a way that would run a stranger's code.
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors and plain values, or less" if is_pickle else first_line(error)
+        raise RunError(f"{path} is damaged ({reason}); {remedy or _ANEW}") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or type(version) is not int or version not in (_BEST_FORMAT, CHECKPOINT_FORMAT):
         raise RunError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
     if "model" not in content:  # a fit has files of the same names
         raise RunError(f"{path} is no student's: expected one that `softlabel train` wrote, not `teacher fit`")
+    kinds = _LAST_KINDS if "config" in content else _BEST_KINDS
+    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+    wrong = wrong or [name for name, field, kind in _FIELDS if name in kinds and not _has(content[name], field, kind)]
+    if wrong:
+        raise RunError(f"{path} is damaged ({wrong[0]} is not what `softlabel train` writes); {remedy or _ANEW}")
     return content
+
+
+def _has(values: dict[str, Any], field: str, kind: type) -> bool:
+    return all(isinstance(name, str) for name in values) and isinstance(values.get(field), kind)

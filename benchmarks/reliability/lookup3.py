@@ -52,7 +52,7 @@ def checked_blocks(content: bytes) -> list[tuple[int, int]]:
     found = []
     for match in _SIGNATURES.finditer(content):
         start = match.start()
-        for stop in range(start + 8, min(start + _LONGEST, len(content) - 4)):
+        for stop in range(start + 8, min(start + _LONGEST, len(content) - 3)):
             if content[stop : stop + 4] == lookup3(content[start:stop]).to_bytes(4, "little"):
                 found.append((start, stop))
                 break

@@ -37,7 +37,9 @@ def write_teacher(
         model.logit_scale.fill_(4.72)  # MedSigLIP's
         model.logit_bias.fill_(-16.5)
     model.eval()
-    _fit_text_head(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), found, prompts)
+    _fit_text_head(
+        model, AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), found, prompts
+    )
     model.save_pretrained(folder)
     return folder
 

@@ -216,8 +216,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 def _read(path: Path, memory_map: bool) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} is damaged ({first_line(error)}); fit this teacher anew") from error
+    except (
+        OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        # torch's own words on pickles advise to load it in a way that would run a stranger's code.
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors and plain values, or less" if is_pickle else first_line(error)
+        raise RunError(f"{path} is damaged ({reason}); fit this teacher anew") from error
     if isinstance(content, dict) and "weights" not in content and "model" in content:  # a training has the same files
         raise RunError(f"{path} is no fit's: expected one that `softlabel teacher fit` wrote, not `train`")
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:

@@ -6,6 +6,7 @@ B batch, K outputs, S pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RunError, first_line
 from pipeline.formats.names import NO_TELEMETRY
+from pipeline.formats.plain_archive import DAMAGED, TENSORS_ONLY, plain_archive
 
 _SCRIPT = Path(__file__).with_name("alone.py")
 
@@ -34,10 +36,13 @@ class FreshProcess:
         self, path: Path, format_name: str, *, threads: int = 0, device: str = "cpu", python: str = sys.executable
     ) -> None:
         self._path = path
+        if format_name == "torch-export":
+            with contextlib.suppress(*DAMAGED):  # which the process finds, too
+                plain_archive(path)
         self._process = subprocess.Popen(
             [python, "-I", "-W", "ignore", str(_SCRIPT), format_name, str(path), str(threads), device],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={NO_TELEMETRY: "1", **os.environ},
+            env={NO_TELEMETRY: "1", **os.environ, TENSORS_ONLY: "1"},
         )  # fmt: skip
         self.peak_bytes: int | None = None
         """The most memory that the process had until its last answer; None where the system does not tell."""

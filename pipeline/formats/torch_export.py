@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,12 @@ import torch
 from pipeline.card import CARD_NAME, StudentCard
 from pipeline.errors import RunError, SettingError, first_line
 from pipeline.formats.names import check_whole
+from pipeline.formats.plain_archive import plain_archive, tensors_only
 
+_ERRORS = (
+    RuntimeError, ValueError, TypeError, LookupError, OSError, AttributeError, AssertionError, RecursionError,
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError,
+)  # fmt: skip
 _OF_THE_SOURCE = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
 """What torch.export notes of each operation for whoever debugs it, with the paths of this machine."""
 
@@ -58,8 +65,9 @@ def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
-        except (RuntimeError, ValueError, TypeError, LookupError, OSError, zipfile.BadZipFile) as error:
+            with tensors_only():
+                program = torch.export.load(plain_archive(path), extra_files=extra)
+        except _ERRORS as error:
             raise RunError(f"{path} is not a torch.export file: {first_line(error)}") from error
         finally:
             logger.setLevel(level)

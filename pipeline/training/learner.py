@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import RunError, first_line
 from pipeline.losses.distillation import LossParts, distillation_loss, tasks_loss
 from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
@@ -159,12 +160,15 @@ class Learner:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["ema"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if scaler := state.get("scaler"):  # empty of a run that began on a device of another precision
-            self._scaler.load_state_dict(scaler)
+        """Take up what `state` gave; RunError for what no training gave."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["ema"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if scaler := state.get("scaler"):  # empty of a run that began on a device of another precision
+                self._scaler.load_state_dict(scaler)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"the saved state is none of this training ({first_line(error)}): start it anew") from error
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # the saved flag is that of the machine it ran on
 
