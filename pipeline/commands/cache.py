@@ -175,6 +175,25 @@ def cache_verify(
         found.check()
 
 
+@cache.command("repair")
+@click.argument("file", type=FILE)
+@click.argument("data", type=FILE)
+@click.option("--teacher", required=True, help="The one that the cache was built with: a folder, file or name.")
+@device_options
+@data_options
+def cache_repair(file: Path, data: Path, teacher: str, device: str, workers: int | None, scan: ScanOptions) -> None:
+    """Compute the damaged blocks of a cache again, and no other row; the rest of the file stays as it is.
+
+    FILE is replaced once the repaired one is sealed and verified. What cannot be repaired (its index, its checksums)
+    is said.
+    """
+    with goes_on_with(same_command):
+        from pipeline.mending import repair_cache
+
+        found = repair_cache(file, data, teacher, device=device, workers=workers, scan=scan)
+    click.echo(found.line())
+
+
 @cache.command("merge")
 @click.argument("sources", metavar="CACHE...", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, required=True, help="The cache to write; must not exist.")
