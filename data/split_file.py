@@ -9,6 +9,7 @@ import contextlib
 import csv
 import io
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def read_splits(path: Path, column: str, known: tuple[str, ...]) -> dict[bytes, 
 
 def write_splits(assigned: Mapping[bytes, str], name_of: Mapping[bytes, str], path: Path, column: str) -> None:
     """Write all of it or nothing; DataError where it cannot be saved."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Jobs of an array may write it at once, and process ids repeat on other machines and in containers.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow((column, "path", "key"))

@@ -96,8 +96,8 @@ def build_cache(
     A batch that does not fit into memory is halved, as long as no row is sealed (a row's bits depend on it).
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
-    out = Path(out) if part is None else part.file(out)
     check_output_file(out)
+    out = Path(out) if part is None else part.file(out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     found = _Found(len(images.samples) + len(images.bad), is_slice=part is not None)
     images = images if part is None else part.of(images)

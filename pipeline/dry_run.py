@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -146,8 +147,8 @@ def plan_build(
 
     None for a slice without images.
     """
-    out = Path(out) if part is None else part.file(out)
     check_output_file(out)
+    out = Path(out) if part is None else part.file(out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     n_images = len(images.samples) + len(images.bad)
     images = images if part is None else part.of(images)
@@ -173,16 +174,22 @@ def plan_build(
     n_views = sum(len(views) for _, views in wanted)
     dims = planned_dims(manifest, images.samples, n_views + len(there), features, names=config.names)
     keys = {key for key, _ in there}
-    any_samples = [sample for sample, _ in wanted[:4]] or [s for s in images.samples if s.key in keys][:4]
-    render_s, views = _timed_rendering(any_samples, config, teacher.size_px)
-    gflop, forward_s, n_timed = _timed_batch(teacher, views, config.batch_size or default_batch_size(teacher.device))
+    some = [sample for sample, _ in wanted[:4]] or [s for s in images.samples if s.key in keys][:4]
     return BuildPlan(
         out=out, n_images=len(images.samples) + len(images.bad), n_views=n_views, n_done=len(done),
         reused=tuple((where, len(pairs)) for where, pairs in taken), n_bad=len(bad),
-        n_student_forwards=_student_forwards(images), dims=dims, gflop_per_view=gflop, device=teacher.device,
-        precision=teacher.precision, forward_s=forward_s, n_timed=n_timed, render_s=render_s,
+        n_student_forwards=_student_forwards(images), dims=dims, device=teacher.device, precision=teacher.precision,
         workers=default_workers(teacher.device) if config.workers is None else config.workers,
+        **_timed(some, teacher, config),
     )  # fmt: skip
+
+
+def _timed(samples: list[Sample], teacher: Teacher, config: BuildConfig) -> dict[str, Any]:
+    """The fields of a plan that are measured on some samples."""
+    render_s, views = _timed_rendering(samples, config, teacher.size_px)
+    batch_size = config.batch_size or default_batch_size(teacher.device)
+    gflop, forward_s, n_timed = _timed_batch(teacher, views, batch_size)
+    return {"render_s": render_s, "gflop_per_view": gflop, "forward_s": forward_s, "n_timed": n_timed}
 
 
 def _standing(out: Path, manifest: Manifest, features: FeatureShapes) -> set[Pair]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from cache import CacheReader, Manifest, SegmentedWriter, durable
 from cache import manifest as ids
 from cache.adopt import copy_rows
-from cache.errors import CacheDamaged, CacheMismatch, printable
+from cache.errors import CacheDamaged, CacheError, CacheMismatch, printable
 from cache.rows import FeatureShapes, Pair
-from cache.store import Entry, Pushed, Store, StoreError
+from cache.store import Entry, ObjectRefused, Pushed, Store, StoreError
 from pipeline.wanted import Wanted
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ class StoreOfRecipe:
     """The objects of one recipe in a store, as they were when the build began."""
 
     def __init__(self, store: Store, manifest: Manifest, features: FeatureShapes, *, may_make: bool) -> None:
-        """StoreError where it cannot be asked; a folder that is not there yet is an empty store, if one `may_make` it."""
+        """StoreError where it cannot be asked; a folder that is not there is an empty store, if one `may_make` it."""
         self._store = store
-        self._rows_of: dict[str, NDArray[np.bytes_]] = {}
+        self._rows: dict[str, NDArray[np.bytes_]] = {}
         if may_make and not store.is_there:
             log.warning("there is no folder %s yet: it is made at the end, with all that is computed", store.address)
             self._entries = list[Entry]()
@@ -60,21 +60,23 @@ class StoreOfRecipe:
 
     def rows_there(self, wanted: Wanted) -> set[Pair]:
         """The wanted rows that the store has."""
-        there = set[Pair]().union(*(self._store.row_tables(entry).pairs() for entry in self._entries))
-        return there.intersection(_pairs(wanted))
+        pairs = sorted(_pairs(wanted))
+        there = np.zeros(len(pairs), bool)
+        for _, rows in self._usable():
+            there |= np.isin(_codes_of_pairs(pairs), rows)
+        return {pairs[at] for at in np.flatnonzero(there).tolist()}
 
     def pull_parts(self, writer: SegmentedWriter, wanted: Wanted, *, names: bool) -> int:
         """Pull one object after another while one has wanted rows, the one with most of them first; rows taken."""
-        pairs = _pairs(wanted)
+        pairs, n_taken = _pairs(wanted), 0
         missing = _codes_of_pairs(pairs)
         name_of = {sample.key: sample.name for sample, _ in wanted} if names else {}
         folder = writer.out.with_name(writer.out.name + _FOLDER_SUFFIX)
-        n_taken = 0
         while len(missing):
-            gains = [int(np.isin(missing, self._rows(entry)).sum()) for entry in self._entries]
-            if not gains or not max(gains):
+            found = [(int(np.isin(missing, rows).sum()), entry) for entry, rows in self._usable()]
+            n_most, entry = max(found, key=lambda gain: gain[0], default=(0, None))
+            if entry is None or not n_most:
                 break
-            entry = self._entries[int(np.argmax(gains))]
             folder.mkdir(exist_ok=True)
             pulled = folder / f"{entry.content_id}.h5"
             if not self._pull(entry, pulled):
@@ -82,7 +84,7 @@ class StoreOfRecipe:
             n_taken += (n_new := writer.adopt(pulled, pairs, names=name_of))
             log.info("%s rows from %s (%s)", f"{n_new:,}", self._store.address, _shown(entry))
             pulled.unlink()
-            missing = missing[~np.isin(missing, self._rows(entry))]
+            missing = missing[~np.isin(missing, self._rows[entry.content_id])]
         shutil.rmtree(folder, ignore_errors=True)
         return n_taken
 
@@ -90,9 +92,8 @@ class StoreOfRecipe:
         """Whether an object stands there now; one that is refused is told, and is none of the store's any more."""
         try:
             self._store.pull(entry, path)
-        except (CacheDamaged, CacheMismatch) as error:
-            log.warning("%s: going on without it", error)
-            self._entries.remove(entry)
+        except (ObjectRefused, CacheDamaged, CacheMismatch) as error:
+            self._leave_out(entry, error)
             return False
         return True
 
@@ -109,10 +110,12 @@ class StoreOfRecipe:
 
     def _push_new(self, built: Path) -> Pushed | None:
         with CacheReader(built, memory_map=False) as reader:
+            if any(entry.cache_id == reader.cache_id for entry in self._entries):
+                return None
             codes = _codes(reader.keys, reader.first_row, reader.view)
             known = np.zeros(len(codes), bool)
-            for entry in self._entries:
-                known |= entry.cache_id == reader.cache_id or np.isin(codes, self._rows(entry))
+            for _, rows in self._usable():
+                known |= np.isin(codes, rows)
             if known.all():
                 return None
             if not known.any():
@@ -124,12 +127,20 @@ class StoreOfRecipe:
             finally:
                 part.unlink(missing_ok=True)
 
-    def _rows(self, entry: Entry) -> NDArray[np.bytes_]:
-        """One code a row of an object, of which only the small tables are read."""
-        if entry.content_id not in self._rows_of:
-            tables = self._store.row_tables(entry)
-            self._rows_of[entry.content_id] = _codes(tables.key, tables.first_row, tables.view)
-        return self._rows_of[entry.content_id]
+    def _usable(self) -> list[tuple[Entry, NDArray[np.bytes_]]]:
+        """Of each object one code a row, from its small tables alone; one with other tables is left out from now on."""
+        for entry in list(self._entries):
+            try:
+                if entry.content_id not in self._rows:
+                    tables = self._store.row_tables(entry)
+                    self._rows[entry.content_id] = _codes(tables.key, tables.first_row, tables.view)
+            except ObjectRefused as error:
+                self._leave_out(entry, error)
+        return [(entry, self._rows[entry.content_id]) for entry in self._entries]
+
+    def _leave_out(self, entry: Entry, error: CacheError) -> None:
+        log.warning("%s: going on without it", error)
+        self._entries.remove(entry)
 
 
 def _pairs(wanted: Wanted) -> set[Pair]:

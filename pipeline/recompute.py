@@ -91,8 +91,8 @@ def recompute_rows(
     chosen = [samples[owner] for owner in owners]
     # No label is needed: a cache may know other classes than the images, for the sake of its embeddings.
     targets = join(reader, {"chosen": chosen}, images.words, images.classes, answered=False)["chosen"]
-    model = _load(reader, teacher, resolve_device(device))
-    batch_size = _batch_size(reader)
+    model = load_as_stored(reader, teacher, resolve_device(device))
+    batch_size = stored_batch_size(reader)
     n_workers = default_workers(model.device) if workers is None else workers
     answers = [
         model.head.logits(model.embed(padded)[:count])
@@ -128,7 +128,7 @@ def _choose(
     return rows, np.array([owner_of[int(index)] for index in reader.sample_of_row[rows]], np.int64)
 
 
-def _load(reader: CacheReader, source: str, device: str) -> Teacher:
+def load_as_stored(reader: CacheReader, source: str, device: str) -> Teacher:
     """The teacher with the cache's prompts or outputs, and precision; CacheMismatch lists what it differs in."""
     identity = reader.manifest.identity
     prompts, outputs, precision = stored_prompts(identity), _stored_outputs(identity), identity.get("precision")
@@ -165,7 +165,7 @@ def _description(identity: Mapping[str, Any], outputs: tuple[str, ...]) -> Teach
         raise CacheMismatch(f"the cache's preprocessing cannot be understood: {error}") from error
 
 
-def _batch_size(reader: CacheReader) -> int:
+def stored_batch_size(reader: CacheReader) -> int:
     """Rows a forward pass, as in the build where it is known: the bits depend on it."""
     compute = reader.manifest.provenance.get("compute")
     found = compute.get("rows_per_forward") if isinstance(compute, dict) else None

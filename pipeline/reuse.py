@@ -49,7 +49,7 @@ def check_reusable(reuse: Sequence[str | Path], out: Path, manifest: Manifest, f
                 f"{path} is of another recipe than this build (stored against wanted): leave out --reuse {path}, or "
                 f"repeat the command with the settings it was built with\n  {listed}"
             )
-        check_features(path, reader.features, features)
+        check_features(path, reader.features, features, f"leave out --reuse {path}")
 
 
 def take_rows(
@@ -83,14 +83,16 @@ def _pairs(wanted: Wanted) -> Iterator[Pair]:
     return ((sample.key, view) for sample, views in wanted for view in views)
 
 
-def check_features(out: Path, stored: FeatureShapes | None, wanted: FeatureShapes) -> None:
+def check_features(
+    out: Path, stored: FeatureShapes | None, wanted: FeatureShapes, otherwise: str = "choose another -o"
+) -> None:
     """SettingError where the rows that stand have other features than the wanted ones; None where none stand."""
     if stored is None or set(stored) == set(wanted):
         return
     if ("embedding" in stored) != ("embedding" in wanted):
         has, flag = ("no embeddings", "--no-embedding") if "embedding" in wanted else ("embeddings", "--embedding")
-        raise SettingError(f"the rows of {out} have {has}: repeat the command with {flag}, or choose another -o")
+        raise SettingError(f"the rows of {out} have {has}: repeat the command with {flag}, or {otherwise}")
     raise SettingError(
         f"the rows of {out} have the features {', '.join(stored)}, this teacher's would have "
-        f"{', '.join(wanted)} ({SEEN} follows from what it says that it was fitted on): choose another -o"
+        f"{', '.join(wanted)} ({SEEN} follows from what it says that it was fitted on): {otherwise}"
     )

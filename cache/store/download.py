@@ -15,7 +15,7 @@ from cache import durable
 from cache.errors import CacheDamaged
 from cache.store.entry import Entry
 from cache.store.files import Files, Progress, check_room
-from cache.store.trouble import StoreError, is_passing
+from cache.store.trouble import ObjectRefused, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def download(files: Files, entry: Entry, partial: Path, progress: Progress) -> N
     found = files.size(name)
     if found != entry.n_bytes:
         has = "nothing" if found is None else f"{found:,} bytes"
-        raise StoreError(
+        raise ObjectRefused(
             f"{files.shown(name)}: {has} stands there, its manifest promises {entry.n_bytes:,} bytes: not pulled; ask "
             "who pushed it to push it again"
         )
@@ -53,7 +53,7 @@ def download(files: Files, entry: Entry, partial: Path, progress: Progress) -> N
         if len(set(wrong)) == 1
         else "other ones each time, so they change on the way, or on the disk of one of the two machines: try again"
     )
-    raise StoreError(f"{files.shown(name)} is refused, unopened: not the bytes that its manifest names; {whose}")
+    raise ObjectRefused(f"{files.shown(name)} is refused, unopened: not the bytes that its manifest names; {whose}")
 
 
 @dataclass
@@ -128,7 +128,7 @@ def table_bytes(files: Files, entry: Entry, name: str) -> Any:
     place = entry.tables[name]
     content = files.read(entry.data_name, place.offset, place.offset + place.n_bytes)
     if hashlib.sha256(content).hexdigest() != place.sha256:
-        raise StoreError(
+        raise ObjectRefused(
             f"{files.shown(entry.data_name)}: its {name} is not what its manifest says: refused; ask who pushed it"
         )
     return content

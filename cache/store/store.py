@@ -28,7 +28,7 @@ from cache.store.files import Files, Progress
 from cache.store.outgoing import packed, sweep
 from cache.store.places import files_of
 from cache.store.privacy import what_goes_out
-from cache.store.trouble import Patience, StoreError
+from cache.store.trouble import ObjectRefused, Patience, StoreError
 from cache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Store:
     def row_tables(self, entry: Entry) -> RowTables:
         """Which (key, view) rows an object has, from its small tables alone; StoreError where they are not its own."""
         if any(place.n_bytes > _MAX_TABLE_BYTES for place in entry.tables.values()):
-            raise StoreError(
+            raise ObjectRefused(
                 f"{self.files.shown(entry.name)} promises tables of over {_MAX_TABLE_BYTES:,} bytes: refused"
             )
         key, first_row, view = (
@@ -134,9 +134,11 @@ class Store:
         try:
             check_order(key, first_row, view, CacheDamaged)
         except CacheDamaged as error:
-            raise StoreError(f"{self.files.shown(entry.data_name)}: {error}: refused; ask who pushed it") from error
+            raise ObjectRefused(f"{self.files.shown(entry.data_name)}: {error}: refused; ask who pushed it") from error
         if manifest.cache_id(entry.recipe_id, key, first_row, view) != entry.cache_id:
-            raise StoreError(f"{self.files.shown(entry.data_name)}: its tables are not those of its cache_id: refused")
+            raise ObjectRefused(
+                f"{self.files.shown(entry.data_name)}: its tables are not those of its cache_id: refused"
+            )
         return RowTables(key, first_row, view)
 
     def push(

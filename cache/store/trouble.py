@@ -52,6 +52,10 @@ class StoreError(CacheError):
     """A store could not be asked, or its answer is not one; the text has no secret."""
 
 
+class ObjectRefused(StoreError):
+    """One object of a store is not what its manifest says; the others may be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """How long to wait for a store, and how often to try again."""

@@ -116,7 +116,7 @@ def cache_build(
         + (f", {result.n_recomputed:,} rows overflowed and were computed in fp32" if result.n_recomputed else "")
         + (f"; when all {part.count} stand: {_next_commands(part, data, scan, out)}" if part is not None else "")
     )
-    if result.pushed is not None and store is not None:
+    if store is not None and result.pushed is not None and result.pushed.is_new:
         click.echo(f"{store.address.shown}: {result.pushed.entry.n_rows:,} views put there")
 
 
@@ -203,6 +203,25 @@ def cache_verify(
             f"logit {found.worst_logit:.2g}, tolerance {found.tolerance:g}"
         )
         found.check()
+
+
+@cache.command("repair")
+@click.argument("file", type=FILE)
+@click.argument("data", type=FILE)
+@click.option("--teacher", required=True, help="The one that the cache was built with: a folder, file or name.")
+@device_options
+@data_options
+def cache_repair(file: Path, data: Path, teacher: str, device: str, workers: int | None, scan: ScanOptions) -> None:
+    """Compute the damaged blocks of a cache again, and no other row; the rest of the file stays as it is.
+
+    FILE is replaced once the repaired one is sealed and verified. What cannot be repaired (its index, its checksums)
+    is said.
+    """
+    with goes_on_with(same_command):
+        from pipeline.mending import repair_cache
+
+        found = repair_cache(file, data, teacher, device=device, workers=workers, scan=scan)
+    click.echo(found.line())
 
 
 @cache.command("merge")

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cache import CacheReader
+from cache.adopt import copy_rows
 from cache.store import Store, StoreError
-from data.scan import scan_data
 from pipeline.build import BuildConfig, BuildResult, build_cache
 from pipeline.slices import Slice
 from pipeline.teachers import known
@@ -118,29 +118,24 @@ def test_of_a_larger_cache_only_the_wanted_rows_are_taken(
 def test_a_cache_that_stood_before_is_extended_from_the_store_and_shared(
     few_images: Path, fewer: Path, tiny_build: BuildConfig, store: Store, tmp_path: Path, whole: CacheReader
 ) -> None:
-    build_cache(fewer, tmp_path / "bo.h5", tiny_build)
-    (only,) = set(scan_data(few_images).samples) - {
-        sample for sample in scan_data(few_images).samples if sample.key in CacheReader(tmp_path / "bo.h5")
-    }
-    lacking = tmp_path / "one" / "train" / only.labels["class"] / "x.png"
-    for name in scan_data(few_images).classes["class"]:
-        (tmp_path / "one" / "train" / name).mkdir(parents=True)
-    shutil.copy(only.path, lacking)
-    for other in fewer.glob("train/*/*.png"):
-        target = tmp_path / "one" / "train" / other.parent.name / other.name
-        if not any(target.parent.iterdir()):
-            shutil.copy(other, target)
-    built(tmp_path / "one", tmp_path / "ann.h5", tiny_build, store)
-    result, reader = built(few_images, tmp_path / "bo.h5", tiny_build, store)
+    mine = CacheReader(build_cache(fewer, tmp_path / "bo.h5", tiny_build).path)
+    new = tmp_path / "new.h5"
+    rows = np.flatnonzero(mine.row(mine.find(whole.keys)[whole.sample_of_row], whole.view) < 0)
+    copy_rows(new, whole, rows, None)
+    store.push(new)
+    result, reader = built(few_images, mine.path, tiny_build, store)
     assert (result.n_pulled, result.n_computed) == (tiny_build.views, 0)
     assert reader.content_id == whole.content_id
     assert result.pushed is not None
-    assert sum(entry.n_rows for entry in store.entries(whole.recipe_id)) == whole.n_rows
+    assert sorted(entry.n_rows for entry in store.entries(whole.recipe_id)) == [tiny_build.views, mine.n_rows]
 
 
 def test_nothing_is_put_there_with_no_publish(
     few_images: Path, tiny_build: BuildConfig, store: Store, tmp_path: Path
 ) -> None:
+    with pytest.raises(StoreError, match="there is no folder"):
+        build_cache(few_images, tmp_path / "t.h5", tiny_build, store=store, publish=False)
+    (tmp_path / "team").mkdir()
     assert build_cache(few_images, tmp_path / "t.h5", tiny_build, store=store, publish=False).pushed is None
     assert store.entries() == []
 

@@ -99,6 +99,13 @@ def test_the_command_resumes_and_names_what_comes_next(
     assert [path.name for path in tmp_path.iterdir()] == ["t.2-of-3.h5"]
 
 
+@pytest.mark.parametrize("out", [".", "/"])
+def test_a_folder_is_no_output_of_a_slice_either(out: str, cli: Cli, few_images: Path) -> None:
+    code, _, err = cli("cache", "build", few_images, "-o", out, "--slice", "1/2")
+    assert code == 1
+    assert err.startswith(f"Error: {out} is a folder: name the file to write")
+
+
 def test_a_slice_without_images_ends_well_and_writes_nothing(
     cli: Cli, few_images: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
