@@ -30,7 +30,7 @@ from pipeline.bad_images import find_bad_files, refuse_or_tell, without
 from pipeline.build import default_batch_size
 from pipeline.outputs import check_output_file
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher
-from pipeline.reuse import check_features, check_reusable, reusable_rows
+from pipeline.reuse import check_features, check_readable, check_reusable, reusable_rows
 from pipeline.slices import Slice
 from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import planned_dims, wanted_rows
@@ -146,6 +146,7 @@ def plan_build(
     """
     check_output_file(out)
     out = Path(out) if part is None else part.file(out)
+    check_readable(reuse, out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     n_images = len(images.samples) + len(images.bad)
     images = images if part is None else part.of(images)
@@ -155,7 +156,7 @@ def plan_build(
     manifest = manifest_of(images, teacher, config)
     features = feature_shapes(teacher, config)
     done = _standing(out, manifest, features)
-    check_reusable(reuse, Workspace(out).out, manifest, features)
+    check_reusable(reuse, manifest, features)
     taken = reusable_rows(reuse, wanted_rows(images, config.views, done))
     there = done.union(*(pairs for _, pairs in taken))
     wanted = wanted_rows(images, config.views, there)
