@@ -43,6 +43,7 @@ def open_caches(paths: Sequence[str | Path], *, memory_map: bool = True) -> Cach
 
     CacheMismatch where they are of other recipes, or disagree in a row that several of them have.
     """
+    paths = [paths] if isinstance(paths, str) else paths  # which is a sequence of its letters, too
     once = {os.path.realpath(path): path for path in reversed(paths)}
     kept = [path for path in paths if once.pop(os.path.realpath(path), None) is not None]
     if not kept:

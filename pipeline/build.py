@@ -38,7 +38,7 @@ from pipeline.outputs import check_output_file
 from pipeline.passes import embed_in_passes
 from pipeline.process import deferred_interrupts
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, stored_tasks
-from pipeline.reuse import Reused, check_features, check_reusable, take_rows
+from pipeline.reuse import Reused, check_features, check_readable, check_reusable, take_rows
 from pipeline.slices import Slice
 from pipeline.targets import SEEN
 from pipeline.teachers.known import KnownTeachers
@@ -98,6 +98,7 @@ def build_cache(
     """
     check_output_file(out)
     out = Path(out) if part is None else part.file(out)
+    check_readable(reuse, out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     found = _Found(len(images.samples) + len(images.bad), is_slice=part is not None)
     images = images if part is None else part.of(images)
@@ -195,7 +196,7 @@ def _take_up(
     """Take rows over from other caches; what the newest rows say of their making, and what is left to compute."""
     features = feature_shapes(teacher.facts, config)
     check_features(writer.out, writer.features, features)
-    check_reusable(reuse, writer.out, writer.manifest, features)
+    check_reusable(reuse, writer.manifest, features)
     told = writer.last_provenance()
     wanted = wanted_rows(images, config.views, writer.done)
     _tell_of_the_disk(writer, wanted, images, features, names=config.names)

@@ -112,7 +112,7 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     softlabel data check DATA                 are the images ready? Splits, classes, bad files, leaks
     softlabel teacher fit DATA --from M -o T  before it, if you like: a teacher that knows your images
     softlabel cache build DATA -o t.h5        stage one: the teacher's logits of every view
-    softlabel cache verify t.h5               is it what it was? (also: cache info, cache merge)
+    softlabel cache verify t.h5               is it what it was? (also: cache info, merge, repair)
     softlabel cache push t.h5 URL             share it with the team (also: cache list, cache pull)
     softlabel cache probe t.h5 DATA -o p.h5   other logits from its embeddings (also: cache rehead)
     softlabel train DATA t.h5 -o RUN          stage two: a student, no teacher in memory

@@ -32,7 +32,7 @@ from pipeline.build import default_batch_size
 from pipeline.from_store import StoreOfRecipe
 from pipeline.outputs import check_output_file
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, prepare_teacher
-from pipeline.reuse import check_features, check_reusable, reusable_rows
+from pipeline.reuse import check_features, check_readable, check_reusable, reusable_rows
 from pipeline.slices import Slice
 from pipeline.teachers.teacher import Teacher
 from pipeline.wanted import planned_dims, wanted_rows
@@ -149,6 +149,7 @@ def plan_build(
     """
     check_output_file(out)
     out = Path(out) if part is None else part.file(out)
+    check_readable(reuse, out)
     images = scan_data(data, replace(scan, collect_bad_files=True))
     n_images = len(images.samples) + len(images.bad)
     images = images if part is None else part.of(images)
@@ -158,7 +159,7 @@ def plan_build(
     manifest = manifest_of(images, teacher.facts, config)
     features = feature_shapes(teacher.facts, config)
     done = _standing(out, manifest, features)
-    check_reusable(reuse, Workspace(out).out, manifest, features)
+    check_reusable(reuse, manifest, features)
     taken = [(str(path), rows) for path, rows in reusable_rows(reuse, wanted_rows(images, config.views, done))]
     there = done.union(*(pairs for _, pairs in taken))
     if store is not None:

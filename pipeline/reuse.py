@@ -33,15 +33,20 @@ class Reused:
     """What that cache says of the making of its rows."""
 
 
-def check_reusable(reuse: Sequence[str | Path], out: Path, manifest: Manifest, features: FeatureShapes) -> None:
-    """Refuse caches whose rows cannot become rows of `out`, before anything is copied or computed.
-
-    CacheMismatch for another recipe, with every field that differs, and for `out` itself; SettingError for other
-    features.
-    """
+def check_readable(reuse: Sequence[str | Path], out: Path) -> None:
+    """CacheError for files that are no caches, and for `out` itself: asked before the teacher is loaded."""
     for path in map(Path, reuse):
         if os.path.realpath(path) == os.path.realpath(out):
             raise CacheMismatch(f"--reuse {path} is the output itself, whose rows stay anyway: leave it out")
+        CacheReader(path, memory_map=False)
+
+
+def check_reusable(reuse: Sequence[str | Path], manifest: Manifest, features: FeatureShapes) -> None:
+    """Refuse caches whose rows cannot become rows of this recipe, before anything is copied or computed.
+
+    CacheMismatch for another recipe, with every field that differs; SettingError for other features.
+    """
+    for path in map(Path, reuse):
         reader = CacheReader(path, memory_map=False)
         if found := differences(reader.manifest.identity, manifest.identity):
             listed = "\n  ".join(found)

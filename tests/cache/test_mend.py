@@ -143,9 +143,7 @@ with Workspace(out) as workspace:
 """
 
 
-@pytest.mark.parametrize(
-    "step", ["after allocate", "before fsync_file", "before publish_replace", "after publish_replace"]
-)
+@pytest.mark.parametrize("step", ["after allocate", "before publish_replace", "after publish_replace"])
 def test_a_kill_leaves_the_old_file_or_the_new_one_and_the_next_run_sweeps(
     step: str, damaged: Path, right: dict[Block, np.ndarray], long_cache: Path
 ) -> None:

@@ -124,7 +124,7 @@ def test_other_recipes_are_refused_with_all_that_differs_and_what_to_do(
 
 def test_one_file_or_the_same_one_twice_is_that_file(halves: Halves, tmp_path: Path) -> None:
     (tmp_path / "link.h5").symlink_to(halves[0])
-    for paths in ([halves[0]], [halves[0], halves[0]], [halves[0], tmp_path / "link.h5"]):
+    for paths in (str(halves[0]), [halves[0]], [halves[0], halves[0]], [halves[0], tmp_path / "link.h5"]):
         reader = open_caches(paths)
         assert type(reader) is CacheReader
         assert reader.path == halves[0]

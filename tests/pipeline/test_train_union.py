@@ -82,9 +82,8 @@ def test_it_goes_on_with_the_same_files_in_the_same_order_alone(
         patch.setattr(RunFolder, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_data, halves, tmp_path / "run", CONFIG, workers=0, report=False)
-    for others in (halves[::-1], [merge(halves, tmp_path / "merged.h5").path]):
-        with pytest.raises(RunError, match="the caches are others, or in another order, since"):
-            train(tiny_data, others, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
+    with pytest.raises(RunError, match="the caches are others, or in another order, since"):
+        train(tiny_data, halves[::-1], tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     train(tiny_data, halves, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     assert metrics(tmp_path / "run") == metrics(union_run)
 
