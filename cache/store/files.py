@@ -41,7 +41,7 @@ class Files:
 
     def options(self) -> dict[str, Any]:
         """What the backend is started with."""
-        return {}
+        return {"use_listings_cache": False}
 
     def backend(self) -> Any:
         """Its class; ValueError for an unknown protocol, ImportError where its package is not installed."""
@@ -195,7 +195,7 @@ class Files:
             remedy = f"pip install '.[{extra}]'" if extra else f"pip install the package that it names ({error})"
             raise StoreError(f"{self.address.shown} needs a package that is not installed: {remedy}") from None
         options = {**kind._get_kwargs_from_urls(self.address.url), **self.options()}
-        made = kind(**options, skip_instance_cache=True, use_listings_cache=False)
+        made = kind(**options, skip_instance_cache=True)
         return made, kind._strip_protocol(self.address.url)
 
     def _read_part(self, names: Sequence[str], sizes: Mapping[str, int]) -> list[bytes | Exception]:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cache.store.files import Files, Progress
 from cache.store.trouble import StoreError
@@ -35,6 +36,10 @@ class AtomicFiles(Files):
 
 class MovingFiles(AtomicFiles):
     """A place that shows files while they are being written: they get their names when they are whole."""
+
+    def options(self) -> dict[str, Any]:
+        """None that not every backend takes: that of ssh hands all of them on to its connection."""
+        return {}
 
     def write_small(self, name: str, content: bytes) -> None:
         """Under a temporary name, then moved in the place of another one."""

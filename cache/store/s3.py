@@ -56,7 +56,7 @@ class S3Files(Files):
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-        return {"config_kwargs": config}
+        return {**super().options(), "config_kwargs": config}
 
     @property
     def place(self) -> str:

@@ -32,7 +32,7 @@ def _connected(host: str, words: dict[str, Any], patience: Patience) -> tuple[An
         def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
             """Always raises."""
             raise StoreError(
-                f"{hostname} is not among your known hosts: connect once with `ssh {hostname}`, compare its key, then "
+                f"{hostname} is not among your known hosts: connect to it once with ssh, compare its key, then "
                 "run the same command again"
             )
 

@@ -166,6 +166,10 @@ def _sentence(shown: str, error: Exception, *, is_folder: bool) -> str:
         return f"the folder {shown} failed ({reason}): is its drive still there?"
     if code == "NoSuchBucket" or kinds & {"RepositoryNotFoundError@huggingface_hub"}:
         return f"there is no such bucket or repository: {shown}; check the name, or make it first"
+    if "BadHostKeyException@paramiko" in kinds:
+        return (
+            f"the host of {shown} has another key than the one in ~/.ssh/known_hosts: ask its owner; nothing was sent"
+        )
     if kinds & _NO_CREDENTIALS or code in _WRONG_CREDENTIALS:
         said = f"{code}: " if code else ""
         return (

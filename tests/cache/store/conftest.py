@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import requests
 
-from cache import Manifest, Table
+from cache import CacheReader, Manifest, Table, quarantine
 from cache.store import Patience, Store, download, places, s3
 from reliability.bad_line import BadLine
 
@@ -44,6 +44,26 @@ def s3_port() -> Iterator[int]:
     server.start()
     yield server.get_host_and_port()[1]
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _looks_at_files_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child process for each pull is dear; those tests that are about it ask for `child_process`."""
+    if "child_process" in request.fixturenames:
+        return
+
+    def examine(path: Path) -> quarantine.Examined:
+        with CacheReader(path, memory_map=False) as reader:
+            reader.verify()
+            found = {name: getattr(reader, name) for name in quarantine.Examined.__dataclass_fields__}
+            return quarantine.Examined(**found)
+
+    monkeypatch.setattr(quarantine, "examine", examine)
+
+
+@pytest.fixture
+def child_process() -> None:
+    """Pulled files are looked at as users' are."""
 
 
 @pytest.fixture

@@ -151,12 +151,12 @@ def test_a_killed_push_shows_nothing_and_the_next_one_goes_on(
 
 
 def test_a_killed_pull_leaves_no_cache_and_the_next_one_goes_on(
-    url: str, large: Path, tmp_path: Path, patient: Patient
+    bucket: str, large: Path, tmp_path: Path, patient: Patient
 ) -> None:
-    store = patient(url)
+    store = patient(bucket)
     entry = store.push(large).entry
     out = tmp_path / "out.h5"
-    code, said = end(start("pull", url, entry.content_id, out, PIECE_BYTES, 300_000))
+    code, said = end(start("pull", bucket, entry.content_id, out, PIECE_BYTES, 300_000))
     assert code == -signal.SIGKILL, said
     assert not out.exists()
     arrived: list[int] = []
@@ -167,17 +167,16 @@ def test_a_killed_pull_leaves_no_cache_and_the_next_one_goes_on(
 
 
 def test_those_who_push_at_once_all_succeed_or_find_the_others(
-    url: str, large: Path, twin: Path, other: Path, tmp_path: Path, patient: Patient
+    url: str, large: Path, twin: Path, tmp_path: Path, patient: Patient
 ) -> None:
-    sources = [large, twin, other]
+    sources = [large, twin]
     ended = [end(process) for process in [start("push", source, url, PIECE_BYTES, 0) for source in sources]]
     assert [code for code, _ in ended] == [0] * len(sources), ended
     store = patient(url)
     assert_whole(store)
     wanted = {CacheReader(source).content_id for source in sources}
     assert {entry.content_id for entry in store.entries()} == wanted
-    for number, entry in enumerate(store.entries()):
-        store.pull(entry, tmp_path / f"{number}.h5")
+    store.pull(store.entries()[0], tmp_path / "out.h5")
 
 
 def test_an_unfinished_file_with_holes_is_not_gone_on_with(folder: str, large: Path, patient: Patient) -> None:

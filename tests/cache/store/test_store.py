@@ -32,6 +32,7 @@ def overwrite(store: Store, name: str, content: bytes) -> None:
     store.files.fs.pipe_file(path, content)
 
 
+@pytest.mark.usefixtures("child_process")
 def test_what_is_pushed_comes_back_with_the_same_rows_and_without_names(
     url: str, small: Path, make: ModuleType, tmp_path: Path, patient: Patient
 ) -> None:
@@ -127,17 +128,15 @@ def test_a_data_object_with_one_changed_byte_is_refused_before_anything_opens_it
     assert not list(tmp_path.glob("out.h5*"))
 
 
-@pytest.mark.parametrize("n_bytes", [0, 100_000])
-def test_half_an_object_is_refused_by_its_size(
-    url: str, large: Path, tmp_path: Path, patient: Patient, n_bytes: int
-) -> None:
-    store = patient(url)
+def test_half_an_object_is_refused_by_its_size(folder: str, large: Path, tmp_path: Path, patient: Patient) -> None:
+    n_bytes = 100_000
+    store = patient(folder)
     entry = store.push(large).entry
     overwrite(store, entry.data_name, contents(store)[entry.data_name][:n_bytes])
     with pytest.raises(StoreError, match=rf"{n_bytes:,} bytes stands there, its manifest promises {entry.n_bytes:,}"):
-        patient(url).pull(entry, tmp_path / "out.h5")
+        patient(folder).pull(entry, tmp_path / "out.h5")
     with pytest.raises(StoreError, match="whoever keeps the store must take it away"):
-        patient(url).push(large)
+        patient(folder).push(large)
 
 
 def test_an_object_whose_ids_are_not_those_of_its_manifest_is_refused(
@@ -154,6 +153,7 @@ def test_an_object_whose_ids_are_not_those_of_its_manifest_is_refused(
     assert not list(tmp_path.glob("out.h5*"))
 
 
+@pytest.mark.usefixtures("child_process")
 def test_what_is_no_cache_is_refused_by_the_child_process(
     folder: str, small: Path, tmp_path: Path, patient: Patient
 ) -> None:
@@ -221,9 +221,9 @@ def test_row_tables_that_are_not_those_of_the_manifest_are_refused(folder: str, 
 
 
 def test_an_id_that_means_several_lists_them_and_one_that_means_none_says_so(
-    url: str, large: Path, other: Path, patient: Patient
+    folder: str, large: Path, other: Path, patient: Patient
 ) -> None:
-    store = patient(url)
+    store = patient(folder)
     one, two = store.push(large).entry, store.push(other).entry
     assert one.recipe_id == two.recipe_id
     for found in (one, two):
