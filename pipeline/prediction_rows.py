@@ -41,7 +41,7 @@ def write_predictions(
 
 
 class _Terminal(io.TextIOBase):
-    """A terminal, to which escapes in names of classes and files are shown; a file or a program gets them as they are."""
+    """A terminal, to which escapes in names are shown; a file or another program gets them as they are."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out

@@ -79,7 +79,6 @@ def test_every_command_shows_them_and_obeys_none(cli: Cli, data: Path, cache: Pa
     terminal = Terminal()
     write_predictions(exported, [image], terminal, PredictConfig())
     assert SHOWN in harmless(0, terminal.getvalue(), "")
-    harmless(*cli("benchmark", exported, "--runs", 1))
 
 
 def test_a_mismatch_with_them_is_told_in_printable_lines(cli: Cli, tiny_data: Path, cache: Path, tiny_cache: Path,
