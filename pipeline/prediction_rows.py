@@ -6,6 +6,7 @@ Asks no student. Run: softlabel predict student_model.pt IMAGE... --format json
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from cache.errors import printable
 from data.errors import BadFile
 from pipeline.image_paths import check_model_and_images, image_paths
 from pipeline.predict import PredictConfig, Prediction, Predictor, check_bad
@@ -32,13 +34,33 @@ def write_predictions(
     is_hidden = True if out.isatty() else None
     bar = tqdm(total=len(paths.good), desc="predict", unit="image", leave=False, disable=is_hidden)
     with closing(predictor(paths.good)) as predictions, bar:
-        bad = write_rows(predictions, predictor.tasks, out, form, told=bar.update)
+        shown = _Terminal(out) if out.isatty() else out
+        bad = write_rows(predictions, predictor.tasks, shown, form, told=bar.update)
     remedy = "the others are answered. Remove or replace them, or pass --skip-bad-images to do without them"
     check_bad([*bad, *paths.bad], len(paths), remedy, skip=skip_bad_images)
 
 
+class _Terminal(io.TextIOBase):
+    """A terminal, to which escapes in names are shown; a file or another program gets them as they are."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        """Line breaks stay; all else that is not printable is spelt out."""
+        return self._out.write("\n".join(map(printable, text.split("\n"))))
+
+    def flush(self) -> None:
+        """At once, as rows come."""
+        self._out.flush()
+
+
 def write_rows(
-    predictions: Iterable[Prediction | BadFile], tasks: Tasks, out: TextIO, form: str, told: Callable[[], Any]
+    predictions: Iterable[Prediction | BadFile],
+    tasks: Tasks,
+    out: TextIO | io.TextIOBase,
+    form: str,
+    told: Callable[[], Any],
 ) -> list[BadFile]:
     """Write the predictions as they come, in `form` csv or json; returns the files that have none.
 
@@ -61,7 +83,7 @@ def write_rows(
     return bad
 
 
-def _write_csv(predictions: Iterable[Prediction], tasks: Tasks, out: TextIO) -> None:
+def _write_csv(predictions: Iterable[Prediction], tasks: Tasks, out: TextIO | io.TextIOBase) -> None:
     """Columns: image, label (of several tasks one called by each), and a probability for each class."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", *(tasks if len(tasks) > 1 else ["label"]), *tasks.outputs])
@@ -69,7 +91,7 @@ def _write_csv(predictions: Iterable[Prediction], tasks: Tasks, out: TextIO) -> 
         writer.writerow([one.path, *one.labels.values(), *(f"{p:.4f}" for p in one.probabilities.values())])
 
 
-def _write_json(predictions: Iterable[Prediction], tasks: Tasks, out: TextIO) -> None:
+def _write_json(predictions: Iterable[Prediction], tasks: Tasks, out: TextIO | io.TextIOBase) -> None:
     """An array with a line for each image."""
     separator = "["
     for one in predictions:

@@ -6,7 +6,6 @@ B batch, K outputs, S pixels.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +24,16 @@ from pipeline.formats.plain_archive import DAMAGED, TENSORS_ONLY, plain_archive
 _SCRIPT = Path(__file__).with_name("alone.py")
 
 
+def _check_plain(path: Path) -> None:
+    """RunError for a file that would run code; what else is wrong with it, the process finds."""
+    try:
+        plain_archive(path)
+    except RunError:
+        raise
+    except DAMAGED:
+        return
+
+
 class FreshProcess:
     """Asks a file that runs elsewhere; RunError where it does not load or answer there. Use in a `with` block.
 
@@ -37,8 +46,7 @@ class FreshProcess:
     ) -> None:
         self._path = path
         if format_name == "torch-export":
-            with contextlib.suppress(*DAMAGED):  # which the process finds, too
-                plain_archive(path)
+            _check_plain(path)
         self._process = subprocess.Popen(
             [python, "-I", "-W", "ignore", str(_SCRIPT), format_name, str(path), str(threads), device],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
