@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.errors import CacheDamaged
 from cache.fill import NewFile, put_names
 from cache.layout import KEY_BYTES, encode_name, is_big
 from cache.manifest import SKIPPED, SKIPPED_FILES, Manifest
@@ -71,7 +70,4 @@ def _put_rows(new: NewFile, name: str, reader: CacheReader, rows: np.ndarray) ->
     spec = new.extents[name].spec
     step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
     for start in range(0, len(rows), step):
-        values = reader.read_object(name, rows[start : start + step])
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise CacheDamaged(f"{reader.path} has numbers in {name} that are not finite: leave it out")
-        new.put(name, values, start)
+        new.put(name, reader.read_object(name, rows[start : start + step]), start)

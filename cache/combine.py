@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cache import durable
-from cache.errors import CacheDamaged, CacheMismatch
+from cache.errors import CacheMismatch
 from cache.fill import NewFile, put_names
 from cache.layout import is_big
 from cache.manifest import Manifest
@@ -119,8 +119,6 @@ def _put_source(new: NewFile, survey: Survey, target_rows: np.ndarray, is_first:
             for start in range(0, len(target_rows), step):
                 part = slice(start, min(start + step, len(target_rows)))
                 values, targets, first = reader.read_object(name, part), target_rows[part], is_first[part]
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    raise CacheDamaged(f"{survey.path} has numbers in {name} that are not finite: leave it out")
                 new.scatter(name, values[first], targets[first])
                 if not first.all() and must_agree(name):
                     check_agreement(name, values[~first], new.gather(name, targets[~first]), survey)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +23,13 @@ TINY_TRAIN = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epoch
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The documentation first: its one long test would else be alone at the end, while the other process idles."""
     items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Where tests run in the background (nohup), they ignore Ctrl-C, and so would the processes that they start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -164,8 +164,8 @@ def test_numbers_that_are_not_finite_are_refused(make: ModuleType, table: Table,
     content[at : at + 4] = np.float32(np.inf).tobytes()
     old.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CacheReader, "verify", lambda self: None)  # a seal that fits such numbers
-        with writer_of(make, tmp_path / "t.h5") as writer, pytest.raises(CacheDamaged, match="logits/0 that are not f"):
+        patch.setattr(CacheReader, "damaged_blocks", lambda self: [])  # as if the CRCs fitted such numbers
+        with writer_of(make, tmp_path / "t.h5") as writer, pytest.raises(CacheDamaged, match="logits/0 is not finite"):
             writer.adopt(old, every_pair(old))
 
 

@@ -289,7 +289,6 @@ def test_ctrl_c_leaves_neither_a_process_nor_a_file(
     process = subprocess.Popen(
         words, env={**clean_environment, "TMPDIR": str(tmp_path)}, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline().startswith("timing student_model.pt")

@@ -30,8 +30,6 @@ def start(environment: dict[str, str], folder: Path, *words: object) -> subproce
     return subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
-        # Where these tests run in the background (nohup), they ignore Ctrl-C, and children would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
