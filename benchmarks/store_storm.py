@@ -107,7 +107,7 @@ class World:
         return {**os.environ, **own}
 
     def jobs(self, count: int, rng: random.Random) -> list[Job]:
-        """Pushes and pulls in turn, of all sources and stores, in a random order; every content is pushed first."""
+        """Pushes and pulls of all sources and stores, in a random order; no pull stands before a push of its rows."""
         found = []
         for number in range(count):
             store = STORES[number % 2]
@@ -116,7 +116,9 @@ class World:
             out = self.folder / "out" / f"{number}.h5"
             found.append(Job(number, store, verb, source, content_id, out))
         rng.shuffle(found)
-        return sorted(found, key=lambda job: job.verb == "pull" and rng.random() < 0.5)
+        first = {(job.store, job.content_id): at for at, job in reversed(list(enumerate(found))) if job.verb == "push"}
+        places = {job: max(at, first[job.store, job.content_id]) for at, job in enumerate(found)}
+        return sorted(found, key=lambda job: (places[job], job.verb == "pull"))
 
     def close(self) -> None:
         """Line and server."""
@@ -144,9 +146,11 @@ class Storm:
     def _repeat(self, job: Job) -> None:
         rng = random.Random(f"{self.seed} {job.number}")
         self._count(job, "commands")
-        for start in range(MAX_STARTS):
+        start = 0
+        while start < MAX_STARTS:
+            start += not self._waits_for_its_push(job)
             self._count(job, "starts")
-            is_killed = start < _NO_KILL_AFTER and rng.random() < self.kill_share
+            is_killed = start <= _NO_KILL_AFTER and rng.random() < self.kill_share
             code, said = self._start(job, rng.uniform(0.2, 2.5) if is_killed else None)
             if code == 0:
                 self._count(job, "finished")
@@ -160,6 +164,11 @@ class Storm:
             else:
                 self._count(job, "hung" if code is None else "told badly", f"{job.row}: {code}: {said[-500:]}")
         self._count(job, "lost", f"{job.row} {job.number}: not done after {MAX_STARTS} starts: {said[-300:]}")
+
+    def _waits_for_its_push(self, job: Job) -> bool:
+        """Such a pull is told that there is nothing, as often as it asks."""
+        same = {done.content_id for done in list(self.done) if (done.store, done.verb) == (job.store, "push")}
+        return job.verb == "pull" and job.content_id not in same
 
     def _start(self, job: Job, kill_after_s: float | None) -> tuple[int | None, str]:
         url = self.world.urls[job.store]
