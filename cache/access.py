@@ -162,7 +162,7 @@ class RowFile:
         """Verify the whole file again if it was touched; CacheDamaged if it is another one by now."""
         if Stamp.of(self._file) == self._stamp:
             return
-        with self._checking:  # libhdf5 moves the descriptor's position, which all threads share
+        with self._checking:  # reading metadata moves the descriptor's position, which all threads share
             if Stamp.of(self._file) == self._stamp:
                 return
             again = inspect(self._file, self._path)

@@ -1,7 +1,7 @@
 """Open a cache file without trusting it: layout, then seal, then order; only then does anybody see a row.
 
-Never writes, and never reads data through libhdf5: it parses the names and offsets, the bytes come from the same
-descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info FILE.h5`.
+Never writes, and never shows the file to libhdf5: `cache.container` finds names and offsets, the bytes come from the
+same descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache info FILE.h5`.
 """
 
 import glob

@@ -184,7 +184,7 @@ def _no_number(rng: random.Random, arrays: Arrays) -> None:
 
 
 def _names(rng: random.Random, arrays: Arrays) -> None:
-    names = arrays["samples/name"].tolist()
+    names = arrays["samples/name"].reshape(-1).tolist()
     names[rng.randrange(len(names))] = rng.choice(strange_text.NAMES)
     arrays["samples/name"] = np.array(names)
 

@@ -312,6 +312,7 @@ def test_merge_refuses_numbers_that_are_not_finite(make, tmp_path, order):
             new.put(name, array)
         put_names(new, table.names)
         new.seal(make.manifest())
+    assert CacheReader(broken).damaged_blocks() == []
     with pytest.raises(CacheDamaged, match=r"b\.h5 is not a sound cache: logits/0 is not finite in row 0"):
         merge([sound, broken][:: -1 if order else 1], tmp_path / "out.h5")
     assert left(tmp_path) == ["a.h5", "b.h5"]

@@ -199,3 +199,32 @@ def test_lookup3_is_the_checksum_of_bob_jenkins():
     """His own test vector, and HDF5's of its superblock, which every open compares."""
     assert lookup3(b"Four score and seven years ago") == 0x17770551
     assert lookup3(b"") == 0xDEADBEEF
+
+
+@pytest.mark.parametrize("at", [26, 27])
+@pytest.mark.parametrize("count", [0x41E2, 0x9800, 0xFFFF])
+def test_more_records_in_a_tree_than_its_node_has_room_for_are_refused_or_not_looked_at(
+    make, sealed, tmp_path, at, count
+):
+    """libhdf5 2.0 writes beyond the node and crashes, once somebody mends the checksum: a find of the campaign."""
+    path = make.rewrite(sealed, tmp_path / "t.h5", lambda arrays: None)
+    with h5py.File(path, "r+", libver="latest") as h5:
+        for number in range(12):
+            h5["seal"].attrs[f"note {number}"] = number
+            h5.create_group(f"empty/{number}")
+    content = bytearray(path.read_bytes())
+    trees = [start for start in range(len(content)) if content.startswith(b"BTHD", start)]
+    assert len(trees) == 2
+    said = []
+    for start in trees:
+        changed = bytearray(content)
+        changed[start + at : start + at + 2] = struct.pack("<H", count)
+        changed[start + 34 : start + 38] = struct.pack("<I", lookup3(bytes(changed[start : start + 34])))
+        path.write_bytes(changed)
+        try:
+            make.assert_equal(CacheReader(path).table(), CacheReader(sealed).table())
+            said.append("same")
+        except CacheDamaged as error:
+            said.append(str(error))
+    assert all(map(str.isprintable, said))
+    assert "same" in said  # the tree of the attributes, which nobody reads

@@ -171,15 +171,21 @@ def test_a_python_that_does_not_start_is_not_the_files_fault(monkeypatch, sealed
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process ids")
-def test_an_interrupt_ends_the_child(sealed, child):
+def test_an_interrupt_ends_the_child(monkeypatch, sealed, child):
+    popen, started = subprocess.Popen, []
+
+    def start(*words, **options):
+        started.append(popen(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     child("time.sleep(60)")
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         examine(sealed)
     assert time.monotonic() - begun < 10
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_the_environment_of_the_child_is_empty_but_for_what_it_needs(monkeypatch, sealed, child):
