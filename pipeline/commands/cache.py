@@ -32,7 +32,7 @@ def _slice(context: click.Context, parameter: click.Parameter, value: str | None
 
 @click.group()
 def cache() -> None:
-    """Build and look at teacher caches (stage one)."""
+    """Build, look at, mend and share teacher caches (stage one)."""
 
 
 @cache.command("build")
@@ -66,9 +66,9 @@ def cache() -> None:
 )  # fmt: skip
 @click.option(
     "--store", "url", metavar="URL",
-    help="Pull the rows that a store has, and put there what it lacks: a folder, s3://BUCKET/PATH, gs://, hf://, ssh://.",
+    help="First pull the rows that a store has, at the end put there what it lacked: a folder, s3://BUCKET/PATH, ...",
 )  # fmt: skip
-@click.option("--publish/--no-publish", default=True, show_default=True, help="With --store: put anything there.")
+@click.option("--publish/--no-publish", default=True, show_default=True, help="With --store: put what it lacked there.")
 @click.option("--yes", is_flag=True, help="Say yes to sending to this store, which is otherwise asked for once.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing.")
 @click.option(

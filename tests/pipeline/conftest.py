@@ -67,6 +67,20 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return stop_at
 
 
+@pytest.fixture
+def forward_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Views in each forward pass from now on, without the padding."""
+    rows: list[int] = []
+    embed = Teacher.embed
+
+    def counting(self: Teacher, pixels: torch.Tensor) -> np.ndarray:
+        rows.append(int((pixels != 0).flatten(1).any(1).sum()))
+        return embed(self, pixels)
+
+    monkeypatch.setattr(Teacher, "embed", counting)
+    return rows
+
+
 @pytest.fixture(scope="session")
 def two_tasks_scan(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> ScanOptions:
     """A table of the tiny images: `dx` is the class of the folder, `tone` follows from it; every tenth lacks each.

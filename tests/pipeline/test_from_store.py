@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cache import CacheReader
 from cache.adopt import copy_rows
@@ -18,23 +17,8 @@ from cache.store import Store, StoreError
 from pipeline.build import BuildConfig, BuildResult, build_cache
 from pipeline.slices import Slice
 from pipeline.teachers import known
-from pipeline.teachers.teacher import Teacher
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def forward_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Views in each forward pass from now on, without the padding."""
-    rows: list[int] = []
-    embed = Teacher.embed
-
-    def counting(self: Teacher, pixels: torch.Tensor) -> np.ndarray:
-        rows.append(int((pixels != 0).flatten(1).any(1).sum()))
-        return embed(self, pixels)
-
-    monkeypatch.setattr(Teacher, "embed", counting)
-    return rows
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from cache import CacheReader
 from cache.errors import CacheMismatch
@@ -18,24 +16,9 @@ from data.scan import scan_data
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import OutOfMemory, SettingError
-from pipeline.teachers.teacher import Teacher
 
 Cli = Callable[..., tuple[int, str, str]]
 RowsOf = Callable[[Path], dict[tuple[str, int], bytes]]
-
-
-@pytest.fixture
-def forward_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Views in each forward pass from now on, without the padding."""
-    rows: list[int] = []
-    embed = Teacher.embed
-
-    def counting(self: Teacher, pixels: torch.Tensor) -> np.ndarray:
-        rows.append(int((pixels != 0).flatten(1).any(1).sum()))
-        return embed(self, pixels)
-
-    monkeypatch.setattr(Teacher, "embed", counting)
-    return rows
 
 
 @pytest.fixture
