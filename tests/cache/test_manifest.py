@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -192,3 +193,51 @@ def test_differences_lists_every_field_at_once():
     assert found[2] == 'tasks[0].classes[1]: "nv" against "df"'
     assert max(map(len, found)) < 200
     assert differences(a, a) == []
+
+
+def grown(provenance):
+    """The text of a manifest with this provenance, as bytes."""
+    return (
+        b'{"format":1,"identity":{"tasks":[{"classes":["a"],"name":"t"}],"view_columns":[]},"provenance":%s}'
+        % provenance
+    )
+
+
+@pytest.mark.parametrize(
+    ("provenance", "reason"),
+    [
+        (b"{" + b",".join(b'"k%06d":1' % (number // 2) for number in range(200_000)) + b"}", '"k000000" stands twice'),
+        (b'{"' + b"k" * 2_000_000 + b'":[' + b"1," * 200_000 + b'"\\ud800"]}', r"k\[200000\] holds half a surrogate"),
+        (b'{"a":[' + b"[]," * 1_000_000 + b"1]}", "more than 1,000,000 values"),
+        (b'{"a":"' + b'\\"' * 4_000_000, "not strict JSON"),
+        (b"[" * 4_000_000, "more than 1,000,000 values"),
+        (b"[" * 400_000, "nested deeper than 16"),
+        (b'{"a":' + b"1" * 4_000_000 + b"}", "does not fit into 53 bits"),
+    ],
+    ids=["keys twice", "a long key", "many values", "quotes", "brackets", "depth", "digits"],
+)
+def test_a_hostile_manifest_costs_linear_time_and_is_told_shortly(provenance, reason):
+    raw = grown(provenance)
+    begun = time.process_time()
+    with pytest.raises(ManifestError, match=reason) as caught:
+        Manifest.from_bytes(raw)
+    assert time.process_time() - begun < 4
+    assert len(str(caught.value)) < 500
+
+
+def test_brackets_and_escapes_inside_of_texts_count_for_nothing():
+    raw = grown(b'{"a":"' + b'[{,\\"\\\\' * 2_000_000 + b'"}')
+    assert Manifest.from_bytes(raw).to_bytes() == raw
+
+
+def test_what_a_writer_may_write_a_reader_reads(monkeypatch):
+    monkeypatch.setattr("cache.manifest.MAX_VALUES", 100)
+    identity = {"tasks": [{"name": "t", "classes": ["a"]}], "view_columns": []}
+    with pytest.raises(ManifestError, match="more than 100 values"):
+        Manifest(identity, {"a": [[]] * 101})
+
+
+def test_of_many_differences_fifty_are_named():
+    found = differences({str(number): 0 for number in range(1000)}, {str(number): 1 for number in range(1000)})
+    assert len(found) == 51
+    assert found[-1] == "and more"
