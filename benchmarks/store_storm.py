@@ -245,7 +245,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commands", type=int, default=50, help="pushes and pulls, half of each, in both stores")
-    parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--at-once", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kill-share", type=float, default=0.4, help="of the first starts of each command")
     parser.add_argument("--fault-share", type=float, default=0.5, help="of the connections")
