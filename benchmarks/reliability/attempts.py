@@ -39,7 +39,7 @@ class Attempt:
 
 
 class Probe:
-    """Lives in the command's process: tells which file is written when, and fills the disk before one of them."""
+    """Lives in the command's process: tells which file of the disk is written when, and fills it before one of them."""
 
     def __init__(self, disk: SmallDisk, squeeze: Squeeze | None) -> None:
         self._disk, self._squeeze = disk, squeeze
@@ -71,18 +71,22 @@ class Probe:
 
     def _starts(self, path: Path) -> None:
         name = re.sub(r"\.[0-9a-f]{16}\.tmp$", "", path.name)
-        if name == self._name:
+        if name == self._name or not self._is_there(path):
             return
         self._number, self._name = self._number + 1, name
         self._note(write=self._number, name=name, used=self._free_bytes - self._disk.free_bytes)
         if self._squeeze is not None and self._squeeze.write == self._number:
             self._disk.squeeze(self._squeeze.free_bytes)
 
+    def _is_there(self, path: Path) -> bool:
+        """What a command remembers of teachers and images stands in the user's cache folder."""
+        return path.absolute().is_relative_to(self._disk.root)
+
     def _noted(self, publish: Callable[[Path, Path], Any]) -> Callable[[Path, Path], Any]:
         def noted(temp: Path, final: Path) -> Any:
             digest, n_bytes = digest_of(temp), temp.stat().st_size
             is_new = publish(temp, final)
-            if is_new is not False:
+            if is_new is not False and self._is_there(final):
                 path = str(final.relative_to(self._disk.root))
                 self._note(published=path, digest=digest, n_bytes=n_bytes, by=self._number)
             return is_new

@@ -68,6 +68,8 @@ def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
             with tensors_only():
                 program = torch.export.load(plain_archive(path), extra_files=extra)
         except _ERRORS as error:
+            if zipfile.is_zipfile(path):
+                check_whole(path)
             raise RunError(f"{path} is not a torch.export file: {first_line(error)}") from error
         finally:
             logger.setLevel(level)
@@ -77,5 +79,4 @@ def load(path: Path, device: str = "cpu") -> tuple[Any, StudentCard]:
             program = move_to_device_pass(program, device)
     if not extra[CARD_NAME]:
         raise RunError(f"{path} has no {CARD_NAME} inside: it was not made by `softlabel export`")
-    check_whole(path)
     return program.module(), StudentCard.from_json(extra[CARD_NAME])
