@@ -6,7 +6,7 @@ what their manifest says (sha256) and a child process has looked at them. Run: `
 
 from cache.store.address import StoreAddress
 from cache.store.entry import Entry
-from cache.store.store import Pushed, RowTables, Store
+from cache.store.store import Pushed, RowTables, Stood, Store
 from cache.store.trouble import ObjectRefused, Patience, StoreError
 
-__all__ = ["Entry", "ObjectRefused", "Patience", "Pushed", "RowTables", "Store", "StoreAddress", "StoreError"]
+__all__ = ["Entry", "ObjectRefused", "Patience", "Pushed", "RowTables", "Stood", "Store", "StoreAddress", "StoreError"]

@@ -35,8 +35,8 @@ def download(files: Files, entry: Entry, partial: Path, progress: Progress) -> N
     if found != entry.n_bytes:
         has = "nothing" if found is None else f"{found:,} bytes"
         raise ObjectRefused(
-            f"{files.shown(name)}: {has} stands there, its manifest promises {entry.n_bytes:,} bytes: not pulled; ask "
-            "who pushed it to push it again"
+            f"{files.shown(name)}: {has} stands there, its manifest promises {entry.n_bytes:,} bytes: not pulled; "
+            f"{files.remedy}"
         )
     wrong: list[str] = []
     while True:
@@ -49,7 +49,7 @@ def download(files: Files, entry: Entry, partial: Path, progress: Progress) -> N
             break
         log.warning("what arrived of %s has another sha256 than its manifest says: once more", files.shown(name))
     whose = (
-        "twice the same ones, so it was changed or damaged in the store: ask who pushed it to push it elsewhere"
+        f"twice the same ones, so it was changed or damaged in the store: {files.remedy}"
         if len(set(wrong)) == 1
         else "other ones each time, so they change on the way, or on the disk of one of the two machines: try again"
     )
@@ -129,6 +129,6 @@ def table_bytes(files: Files, entry: Entry, name: str) -> Any:
     content = files.read(entry.data_name, place.offset, place.offset + place.n_bytes)
     if hashlib.sha256(content).hexdigest() != place.sha256:
         raise ObjectRefused(
-            f"{files.shown(entry.data_name)}: its {name} is not what its manifest says: refused; ask who pushed it"
+            f"{files.shown(entry.data_name)}: its {name} is not what its manifest says: refused; {files.remedy}"
         )
     return content

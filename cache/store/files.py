@@ -6,6 +6,7 @@ Run: `softlabel cache list URL`
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,11 @@ class Files:
     def shown(self, name: str) -> str:
         """A name below the root, for people."""
         return f"{self.address.shown.rstrip('/')}/{name}"
+
+    @property
+    def remedy(self) -> str:
+        """What puts a damaged object right."""
+        return f"ask who has it to run `softlabel cache push FILE {shlex.quote(self.address.shown)} --check`"
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Name -> bytes of all files below a folder of the store, by one listing; StoreError without a store."""
@@ -133,8 +139,11 @@ class Files:
         """Write a small file, in place of another one if there is one: whole, or not at all."""
         raise NotImplementedError
 
-    def upload(self, source: Path, name: str, sha256: str, progress: Progress) -> None:
-        """Write a large file that is `source`, whole or not at all; goes on with what an earlier try left."""
+    def upload(self, source: Path, name: str, sha256: str, progress: Progress, *, replace: bool = False) -> None:
+        """Write a large file that is `source`, whole or not at all; goes on with what an earlier try left.
+
+        With `replace` something else stands under the name, which gives way once the new one is whole.
+        """
         raise NotImplementedError
 
     def ask(self, action: Callable[[], Result], *, may_lack: bool = False) -> Result:

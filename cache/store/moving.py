@@ -22,7 +22,7 @@ class AtomicFiles(Files):
         """One upload."""
         self.ask(lambda: self.fs.pipe_file(self.path(name), content))
 
-    def upload(self, source: Path, name: str, sha256: str, progress: Progress) -> None:
+    def upload(self, source: Path, name: str, sha256: str, progress: Progress, *, replace: bool = False) -> None:
         """One upload, from the start after a break."""
         self._put(source, self.path(name), progress)
 
@@ -45,7 +45,7 @@ class MovingFiles(AtomicFiles):
         """Under a temporary name, then moved in the place of another one."""
         self._moved(name, lambda temp: self.ask(lambda: self.fs.pipe_file(temp, content)), len(content))
 
-    def upload(self, source: Path, name: str, sha256: str, progress: Progress) -> None:
+    def upload(self, source: Path, name: str, sha256: str, progress: Progress, *, replace: bool = False) -> None:
         """Under a temporary name, then moved; from the start after a break."""
         n_bytes = source.stat().st_size
         self._moved(name, lambda temp: self._put(source, temp, progress), n_bytes)

@@ -20,15 +20,17 @@ import numpy as np
 
 from cache import durable
 from cache.derive import fill_from
-from cache.errors import CacheBusy, CacheDiskFull, CacheError, CacheMismatch
+from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheError, CacheMismatch
 from cache.fill import NewFile
 from cache.guard import Inspected, inspect, opened
 from cache.layout import Dims, encode_name
 from cache.manifest import Manifest
+from cache.names import refuse_names, refuse_texts
 from cache.reader import CacheReader
 from cache.skeleton import skeleton
 from cache.store.entry import PRECISION, TABLES, Entry, TablePlace
 from cache.store.privacy import public, teacher_name
+from cache.store.trouble import StoreError
 from cache.workspace import Workspace
 
 _MARK = ".push-"
@@ -48,7 +50,7 @@ def packed(reader: CacheReader, content_id: str, *, with_names: bool) -> Iterato
 
     `content_id` is that of `reader`. CacheDiskFull where there is no room, CacheMismatch where the file changed.
     """
-    with _workspace(reader.path) as workspace:
+    with workspace_of(reader.path) as workspace:
         temp = durable.temp_name(reader.path, workspace.folder)
         manifest = public(reader.manifest)
         if _is_public(reader, manifest, with_names=with_names):
@@ -70,6 +72,33 @@ def packed(reader: CacheReader, content_id: str, *, with_names: bool) -> Iterato
             assert with_names or copy.names is None
             entry = entry_of(copy)
         yield Parcel(temp, entry)
+
+
+def refuse_unpullable(reader: CacheReader, *, with_names: bool) -> None:
+    """StoreError for names in a cache that every pull would refuse, by the pull's own rules."""
+    try:
+        refuse_texts(reader.manifest)
+    except CacheDamaged as error:
+        raise StoreError(
+            f"{reader.path} is not pushed, as nobody could pull it: {error}; build it anew with other names"
+        ) from error
+    if not with_names or reader.names is None:
+        return
+    reasons = [reason for name in reader.names if (reason := _refused(name))]
+    if reasons:
+        raise StoreError(
+            f"{reader.path} is not pushed, as nobody could pull {len(reasons):,} of its {reader.n_samples:,} names, "
+            f"first: {reasons[0]}: rename the files and build anew, or push without --with-names"
+        )
+
+
+def _refused(name: str) -> str:
+    """Why a pull would refuse the name of an image; empty if it would not."""
+    try:
+        refuse_names(np.array([encode_name(name)]))
+    except CacheDamaged as error:
+        return str(error)
+    return ""
 
 
 def entry_of(reader: CacheReader) -> Entry:
@@ -142,7 +171,7 @@ def _is_public(reader: CacheReader, manifest: Manifest, *, with_names: bool) -> 
 
 
 @contextmanager
-def _workspace(path: Path) -> Iterator[Workspace]:
+def workspace_of(path: Path) -> Iterator[Workspace]:
     """A folder of this push alone, beside the file if that can be; gone after."""
     beside, elsewhere = (folder / path.name for folder in (path.parent, Path(tempfile.gettempdir())))
     for final in (beside, elsewhere):

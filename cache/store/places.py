@@ -67,7 +67,7 @@ class FolderFiles(Files):
                 with suppress(OSError):
                     temp.unlink(missing_ok=True)
 
-    def upload(self, source: Path, name: str, sha256: str, progress: Progress) -> None:
+    def upload(self, source: Path, name: str, sha256: str, progress: Progress, *, replace: bool = False) -> None:
         """Append to what an earlier try of the same bytes left.
 
         Two who push the same bytes at once write the same ones to the same places of one hidden file: neither harms
@@ -87,7 +87,10 @@ class FolderFiles(Files):
                         f"{self.address.shown} gives back other bytes than were written: check its drive and try again"
                     )
             with suppress(FileNotFoundError):  # whoever pushed the same bytes was first, with this very file
-                durable.publish_new(hidden, final)
+                if replace:
+                    durable.publish_replace(hidden, final)
+                else:
+                    durable.publish_new(hidden, final)
 
     def _final(self, name: str) -> Path:
         final = Path(self.address.url) / name

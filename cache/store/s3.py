@@ -85,7 +85,7 @@ class S3Files(Files):
         """One request; S3 shows an object when it is whole."""
         self.ask(lambda: self._call("put_object", name, Body=content, ContentMD5=_base64_md5(content)))
 
-    def upload(self, source: Path, name: str, sha256: str, progress: Progress) -> None:
+    def upload(self, source: Path, name: str, sha256: str, progress: Progress, *, replace: bool = False) -> None:
         """In parts, or at once where it is smaller than one."""
         n_bytes = source.stat().st_size
         if n_bytes <= PART_BYTES:
@@ -96,7 +96,7 @@ class S3Files(Files):
             try:
                 self._upload_in_parts(source, name, n_bytes, progress)
             except FileNotFoundError:
-                if self.size(name) != n_bytes:
+                if replace or self.size(name) != n_bytes:
                     continue
                 # Whoever pushes the same bytes completed this very upload.
             self._drop_unfinished(name)
@@ -138,7 +138,8 @@ class S3Files(Files):
         listed = self._pages("list_parts", name, "Parts", {"PartNumberMarker": "NextPartNumberMarker"},
                              UploadId=upload_id)  # fmt: skip
         parts = {int(part["PartNumber"]): (str(part["ETag"]), int(part["Size"])) for part in listed}
-        log.info("going on with %d parts that stand in %s", len(parts), self.address.shown)
+        if parts:
+            log.info("going on with %d parts that stand in %s", len(parts), self.address.shown)
         return upload_id, parts
 
     def _unfinished(self, name: str) -> list[dict[str, Any]]:

@@ -1,16 +1,19 @@
 """A store of caches: `RECIPE_ID/CONTENT_ID.json` beside `RECIPE_ID/CONTENT_ID.SHA256.h5`, behind any fsspec URL.
 
-Nothing in it ever changes. The manifest is written last, so what it points to stands whole; two who push the same
-rows at once each write their own data, and whichever manifest is written last points to a whole one.
+No data in it ever change: what was damaged there is only put right by the very bytes that its name promises. The
+manifest is written last, so what it points to stands whole; two who push the same rows at once each write their own
+data, and whichever manifest is written last points to a whole one.
 Run: `softlabel cache push t.h5 URL`
 
 Legend: N samples, R rows = (sample, view).
 """
 
+import enum
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +28,7 @@ from cache.store.address import FOLDER, StoreAddress
 from cache.store.download import download, table_bytes
 from cache.store.entry import MAX_BYTES, Entry
 from cache.store.files import Files, Progress
-from cache.store.outgoing import packed, sweep
+from cache.store.outgoing import Parcel, packed, refuse_unpullable, sweep, workspace_of
 from cache.store.places import files_of
 from cache.store.privacy import what_goes_out
 from cache.store.trouble import ObjectRefused, Patience, StoreError
@@ -39,13 +42,25 @@ _MAX_TABLE_BYTES = 2 << 30
 _N_LISTED = 10
 
 
+class Stood(enum.Enum):
+    """What a push found of the rows that it brings."""
+
+    NOTHING = "nothing"
+    WHOLE = "whole"
+    MISSING = "missing"
+    """A manifest without its data."""
+    DAMAGED = "damaged"
+    """A manifest whose data are not what it says."""
+
+
 @dataclass(frozen=True)
 class Pushed:
     """What a push came to."""
 
     entry: Entry
     is_new: bool
-    """False where the same rows stood there already, from whomever."""
+    """False where nothing had to be sent: the same rows stood there already, from whomever."""
+    stood: Stood
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +93,8 @@ class Store:
     def __init__(self, url: str | StoreAddress, *, patience: Patience | None = None) -> None:
         self.address = url if isinstance(url, StoreAddress) else StoreAddress.parse(url)
         self._patience = patience or Patience()
+        self._refused = set[str]()
+        """Names of data that are not what their manifests say: they count as damaged, whatever their size."""
 
     @property
     def place(self) -> str:
@@ -126,6 +143,10 @@ class Store:
             raise ObjectRefused(
                 f"{self.files.shown(entry.name)} promises tables of over {_MAX_TABLE_BYTES:,} bytes: refused"
             )
+        with self._remembering(entry):
+            return self._row_tables(entry)
+
+    def _row_tables(self, entry: Entry) -> RowTables:
         key, first_row, view = (
             np.frombuffer(table_bytes(self.files, entry, name), dtype)
             for name, dtype in (("samples/key", "|u1"), ("samples/first_row", "<u8"), ("rows/view", "<u2"))
@@ -134,10 +155,13 @@ class Store:
         try:
             check_order(key, first_row, view, CacheDamaged)
         except CacheDamaged as error:
-            raise ObjectRefused(f"{self.files.shown(entry.data_name)}: {error}: refused; ask who pushed it") from error
+            raise ObjectRefused(
+                f"{self.files.shown(entry.data_name)}: {error}: refused; {self.files.remedy}"
+            ) from error
         if manifest.cache_id(entry.recipe_id, key, first_row, view) != entry.cache_id:
             raise ObjectRefused(
-                f"{self.files.shown(entry.data_name)}: its tables are not those of its cache_id: refused"
+                f"{self.files.shown(entry.data_name)}: its tables are not those of its cache_id: refused; "
+                f"{self.files.remedy}"
             )
         return RowTables(key, first_row, view)
 
@@ -146,31 +170,31 @@ class Store:
         path: str | Path,
         *,
         with_names: bool = False,
+        check: bool = False,
         confirm: Callable[[list[str]], None] | None = None,
         progress: Progress | None = None,
     ) -> Pushed:
         """Publish what may go out of a cache, verified before; uploads nothing where the same rows stand there already.
 
-        `confirm` gets the lines that say what goes out and what stays, before anything is sent, and may raise.
+        Data that this object refused (`pull`, `row_tables`) do not count as standing; with `check` those that stand
+        are read back first, as a pull does. `confirm` gets the lines that say what goes out and what stays, before
+        anything is sent, and may raise.
         """
         with CacheReader(path, memory_map=False) as reader:
             reader.verify()
             content_id = reader.content_id
+            refuse_unpullable(reader, with_names=with_names)
+            sweep(reader.path)
+            standing = self._manifest(reader.recipe_id, content_id)
+            if check and standing is not None:
+                self._check(standing, reader.path)
+            stood = self._stood(standing)
+            if standing is not None and stood is Stood.WHOLE:
+                return Pushed(standing, is_new=False, stood=stood)
             if confirm is not None:
                 confirm(what_goes_out(reader, with_names=with_names))
-            sweep(reader.path)
-            if standing := self._standing(reader.recipe_id, content_id):
-                return Pushed(standing, is_new=False)
             with packed(reader, content_id, with_names=with_names) as parcel:
-                entry = parcel.entry
-                raw = entry.to_bytes()
-                Entry.from_bytes(raw, entry.recipe_id, entry.content_id)  # what nobody could list is not pushed
-                self._send(parcel.path, entry, progress or _no_progress)
-                # Somebody else's, which others may be pulling already, is as good.
-                if standing := self._standing(entry.recipe_id, entry.content_id):
-                    return Pushed(standing, is_new=False)
-                self.files.write_small(entry.name, raw)
-        return Pushed(entry, is_new=True)
+                return self._publish(parcel, stood, progress or _no_progress, check=check)
 
     def pull(self, entry: Entry, out: str | Path, *, progress: Progress | None = None) -> Path:
         """Bring an object to `out`, which must not exist unless it has the same rows; resumes in `out`.parts.
@@ -182,12 +206,7 @@ class Store:
             return self._there_already(entry, workspace.out)
         with workspace:
             partial = workspace.folder / f"{entry.sha256}{PARTIAL_SUFFIX}"
-            download(self.files, entry, partial, progress or _no_progress)
-            try:
-                self._examine(entry, partial)
-            except CacheError:
-                partial.unlink(missing_ok=True)
-                raise
+            self._bring(entry, partial, progress or _no_progress)
             with durable.disk_errors(workspace.out, entry.n_bytes):
                 is_new = durable.publish_new(partial, workspace.out)
         if not is_new:
@@ -214,42 +233,96 @@ class Store:
                 broken.append(printable(self.address.redact(f"{self.files.shown(name)} is left out: {error}")))
         return Listing(sorted(entries, key=lambda one: (one.pushed, one.content_id), reverse=True), broken)
 
-    def _standing(self, recipe_id: str, content_id: str) -> Entry | None:
-        """The object with these rows, if its manifest can be read and its data has the right size."""
+    def _manifest(self, recipe_id: str, content_id: str) -> Entry | None:
+        """What stands there of these rows, if it can be read."""
         name = f"{recipe_id}/{content_id}.json"
         n_bytes = self.files.size(name)
         if not n_bytes or n_bytes > MAX_BYTES:
             return None
         try:
-            entry = Entry.from_bytes(self.files.read(name, 0, n_bytes), recipe_id, content_id)
+            return Entry.from_bytes(self.files.read(name, 0, n_bytes), recipe_id, content_id)
         except ManifestError as error:
             log.warning("%s cannot be read (%s): it is written anew", self.files.shown(name), error)
             return None
-        return entry if self.files.size(entry.data_name) == entry.n_bytes else None
 
-    def _send(self, path: Path, entry: Entry, progress: Progress) -> None:
-        """The data object, unless it stands."""
+    def _stood(self, standing: Entry | None) -> Stood:
+        """How the data of a manifest stand, by their size and by what is known of them."""
+        if standing is None:
+            return Stood.NOTHING
+        n_bytes = self.files.size(standing.data_name)
+        if n_bytes is None:
+            return Stood.MISSING
+        is_whole = n_bytes == standing.n_bytes and standing.data_name not in self._refused
+        return Stood.WHOLE if is_whole else Stood.DAMAGED
+
+    def _publish(self, parcel: Parcel, stood: Stood, progress: Progress, *, check: bool) -> Pushed:
+        entry = parcel.entry
+        raw = entry.to_bytes()
+        Entry.from_bytes(raw, entry.recipe_id, entry.content_id)  # what nobody could list is not pushed
+        self._send(parcel.path, entry, progress, check=check)
+        again = self._manifest(entry.recipe_id, entry.content_id)
+        if again is not None and self._stood(again) is Stood.WHOLE:
+            # Whole by what was just sent, or somebody else's, which others may be pulling already and is as good.
+            is_ours = stood is not Stood.NOTHING and again.sha256 == entry.sha256
+            return Pushed(again, is_new=is_ours, stood=stood if is_ours else Stood.WHOLE)
+        self.files.write_small(entry.name, raw)
+        self._refused.discard(entry.data_name)
+        return Pushed(entry, is_new=True, stood=stood)
+
+    def _send(self, path: Path, entry: Entry, progress: Progress, *, check: bool) -> None:
+        """The data object, unless it stands; what is not whole gives way to the bytes that its name promises."""
         found = self.files.size(entry.data_name)
-        if found is None:
-            self.files.upload(path, entry.data_name, entry.sha256, progress)
+        if check and found == entry.n_bytes and entry.data_name not in self._refused:
+            self._check(entry, path)
+        if found != entry.n_bytes or entry.data_name in self._refused:
+            self.files.upload(path, entry.data_name, entry.sha256, progress, replace=found is not None)
             found = self.files.size(entry.data_name)
         if found != entry.n_bytes:
             raise StoreError(
-                f"{self.files.shown(entry.data_name)} has {found or 0:,} bytes, expected {entry.n_bytes:,}: whoever "
-                "keeps the store must take it away; then push again"
+                f"{self.files.shown(entry.data_name)} has {found or 0:,} bytes after the upload, expected "
+                f"{entry.n_bytes:,}: push again"
             )
+
+    def _check(self, entry: Entry, beside: Path) -> None:
+        """Read an object back as a pull does, to a temporary file; what a pull would refuse is remembered."""
+        log.info("reading back %s of %s bytes", self.files.shown(entry.name), f"{entry.n_bytes:,}")
+        with workspace_of(beside) as workspace:
+            try:
+                self._bring(entry, durable.temp_name(beside, workspace.folder), _no_progress)
+                self.row_tables(entry)
+            except (ObjectRefused, CacheDamaged, CacheMismatch) as error:
+                log.debug("%s", error)
+
+    def _bring(self, entry: Entry, partial: Path, progress: Progress) -> None:
+        """The bytes of an object, examined; `partial` is gone where they are not its own."""
+        with self._remembering(entry):
+            download(self.files, entry, partial, progress)
+            try:
+                self._examine(entry, partial)
+            except CacheError:
+                partial.unlink(missing_ok=True)
+                raise
+
+    @contextmanager
+    def _remembering(self, entry: Entry) -> Iterator[None]:
+        """Inside, a refusal of an object is remembered."""
+        try:
+            yield
+        except (ObjectRefused, CacheDamaged, CacheMismatch):
+            self._refused.add(entry.data_name)
+            raise
 
     def _examine(self, entry: Entry, partial: Path) -> None:
         shown = self.files.shown(entry.data_name)
         try:
             found = quarantine.examine(partial)
         except CacheDamaged as error:
-            raise CacheDamaged(f"{shown} is refused: {error}") from error
+            raise CacheDamaged(f"{shown} is refused: {error}; {self.files.remedy}") from error
         for name in ("recipe_id", "cache_id", "content_id"):
             if getattr(found, name) != getattr(entry, name):
                 raise CacheMismatch(
                     f"{shown} is refused: its {name} is {getattr(found, name)[:16]}..., its manifest says "
-                    f"{getattr(entry, name)[:16]}...: ask who pushed it"
+                    f"{getattr(entry, name)[:16]}...; {self.files.remedy}"
                 )
 
     def _there_already(self, entry: Entry, out: Path) -> Path:

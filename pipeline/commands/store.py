@@ -15,7 +15,7 @@ import click
 from pipeline.commands.shared import FILE, goes_on_with
 
 if TYPE_CHECKING:
-    from cache.store import Patience, Store, StoreAddress
+    from cache.store import Patience, Pushed, Store, StoreAddress
 
 _TIMEOUT = click.option(
     "--timeout", "timeout_s", type=float, default=30.0, show_default=True, metavar="SECONDS",
@@ -27,9 +27,10 @@ _TIMEOUT = click.option(
 @click.argument("file", type=FILE)
 @click.argument("url")
 @click.option("--with-names", is_flag=True, help="Send the names of the images' files, too.")
+@click.option("--check", is_flag=True, help="Read back what stands there already, and put it right if it is damaged.")
 @click.option("--yes", is_flag=True, help="Say yes to this URL, which is otherwise asked for once.")
 @_TIMEOUT
-def cache_push(file: Path, url: str, with_names: bool, yes: bool, timeout_s: float) -> None:
+def cache_push(file: Path, url: str, with_names: bool, check: bool, yes: bool, timeout_s: float) -> None:
     """Share the cache FILE in a store: a folder, s3://BUCKET/PATH, gs://, hf://, ssh:// or another URL of fsspec.
 
     Every byte of FILE is checked first. What goes out is a copy without names of files, command, user and host; it is
@@ -37,21 +38,35 @@ def cache_push(file: Path, url: str, with_names: bool, yes: bool, timeout_s: flo
     Repeating the command goes on after a break, and uploads nothing where the same rows stand there already.
     """
     from cache.store import Store, StoreAddress
-    from cache.store.listing import megabytes
 
     address = StoreAddress.parse(url)
     with _goes_on(address):
         store = Store(address, patience=_patience(timeout_s))
         n_bytes = file.stat().st_size if file.is_file() else 0
         with _bar(n_bytes) as progress:
-            pushed = store.push(file, with_names=with_names, confirm=_asking(store, yes), progress=progress)
+            confirm = _asking(store, yes)
+            pushed = store.push(file, with_names=with_names, check=check, confirm=confirm, progress=progress)
+    click.echo(_came_to(pushed, address.shown, with_names=with_names, check=check))
+    shown_id = shlex.quote(f"{address.shown}/{pushed.entry.content_id[:16]}")
+    click.echo(f"to have them: softlabel cache pull {shown_id} -o t.h5")
+
+
+def _came_to(pushed: Pushed, place: str, *, with_names: bool, check: bool) -> str:
+    """One line about a push."""
+    from cache.store import Stood
+    from cache.store.listing import megabytes
+
     entry = pushed.entry
     what = f"{entry.n_rows:,} views of {entry.n_samples:,} images, {megabytes(entry.n_bytes)}"
-    found = f"{address.shown}: {what}" if pushed.is_new else (
-        f"{address.shown} has these rows already, since {entry.pushed[:10]}: nothing was uploaded ({what})"
-    )  # fmt: skip
-    click.echo(f"{found}\nto have them: softlabel cache pull {shlex.quote(f'{address.shown}/{entry.content_id[:16]}')} "
-               "-o t.h5")  # fmt: skip
+    if pushed.is_new:
+        put_back = {
+            Stood.MISSING: "; its data were missing there, and are put back",
+            Stood.DAMAGED: "; what stood there was not what its manifest says, and is put right",
+        }
+        return f"{place}: {what}{put_back.get(pushed.stood, '')}"
+    nameless = ", without names of files; they stay as they are" if with_names and not entry.has_names else ""
+    whole = ", and they are what their manifest says" if check else ""
+    return f"{place} has these rows already, since {entry.pushed[:10]}{nameless}{whole}: nothing was uploaded ({what})"
 
 
 @click.command("pull")
@@ -112,6 +127,8 @@ def _asking(store: Store, yes: bool) -> Callable[[list[str]], None]:
         from cache.errors import printable
 
         click.echo("\n".join(map(printable, lines)))
+        if not store.is_there:
+            click.echo(f"new folder {printable(store.address.url)}")
         ask_once(store, yes, "read what goes out (above), then repeat the command with --yes")
 
     return confirm

@@ -13,7 +13,7 @@ import pytest
 
 from cache import CacheReader
 from cache.adopt import copy_rows
-from cache.store import Store, StoreError
+from cache.store import Stood, Store, StoreError
 from pipeline.build import BuildConfig, BuildResult, build_cache
 from pipeline.slices import Slice
 from pipeline.teachers import known
@@ -150,6 +150,10 @@ def test_a_spoilt_object_is_told_and_its_rows_are_computed(
     assert (result.n_pulled, result.n_computed) == (0, whole.n_rows)
     assert reader.content_id == whole.content_id
     assert "going on without it" in caplog.text
+    assert result.pushed is not None
+    assert (result.pushed.is_new, result.pushed.stood) == (True, Stood.DAMAGED)
+    others, _ = built(few_images, tmp_path / "cy.h5", tiny_build, Store(str(tmp_path / "team")))
+    assert (others.n_pulled, others.n_computed) == (whole.n_rows, 0)
 
 
 def test_a_cache_that_could_not_be_shared_is_complete(

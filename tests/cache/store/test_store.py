@@ -14,7 +14,7 @@ import pytest
 
 from cache import CacheReader, quarantine
 from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheError, CacheMismatch
-from cache.store import Entry, Store, StoreError, files
+from cache.store import Entry, Stood, Store, StoreError, files
 from cache.workspace import Workspace
 
 PRIVATE = "Doe_John"
@@ -135,8 +135,115 @@ def test_half_an_object_is_refused_by_its_size(folder: str, large: Path, tmp_pat
     overwrite(store, entry.data_name, contents(store)[entry.data_name][:n_bytes])
     with pytest.raises(StoreError, match=rf"{n_bytes:,} bytes stands there, its manifest promises {entry.n_bytes:,}"):
         patient(folder).pull(entry, tmp_path / "out.h5")
-    with pytest.raises(StoreError, match="whoever keeps the store must take it away"):
-        patient(folder).push(large)
+    mended = patient(folder).push(large)
+    assert (mended.is_new, mended.stood) == (True, Stood.DAMAGED)
+    patient(folder).pull(mended.entry, tmp_path / "out.h5")
+
+
+def damage(store: Store, entry: Entry) -> bytes:
+    """Flip one bit in the data of an object, as a disk may; what stood there before."""
+    content = contents(store)[entry.data_name]
+    overwrite(store, entry.data_name, content[: entry.n_bytes // 2] + flipped(content[entry.n_bytes // 2 :]))
+    return content
+
+
+def flipped(content: bytes) -> bytes:
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+def test_a_damaged_object_is_put_right_by_the_same_file_with_check(
+    url: str, large: Path, tmp_path: Path, patient: Patient
+) -> None:
+    store = patient(url)
+    entry = store.push(large).entry
+    before = damage(store, entry)
+    assert store.push(large).stood is Stood.WHOLE  # nobody looked
+    with pytest.raises(StoreError, match=r"ask who has it to run `softlabel cache push FILE .* --check`"):
+        Store(url).pull(entry, tmp_path / "refused.h5")
+    mended = store.push(large, check=True)
+    assert (mended.is_new, mended.stood) == (True, Stood.DAMAGED)
+    assert contents(store)[entry.data_name] == before
+    with CacheReader(Store(url).pull(mended.entry, tmp_path / "out.h5")) as reader:
+        assert reader.content_id == entry.content_id
+    again = store.push(large, check=True)
+    assert (again.is_new, again.stood) == (False, Stood.WHOLE)
+    assert not list(large.parent.glob("*.parts"))
+
+
+def test_a_damaged_object_is_put_right_by_another_file_with_the_same_rows(
+    folder: str, large: Path, twin: Path, tmp_path: Path, patient: Patient
+) -> None:
+    store = patient(folder)
+    entry = store.push(large).entry
+    damage(store, entry)
+    damaged = contents(store)[entry.data_name]
+    mended = store.push(twin, check=True)
+    assert (mended.is_new, mended.stood) == (True, Stood.DAMAGED)
+    assert mended.entry.sha256 != entry.sha256
+    assert contents(store)[entry.data_name] == damaged  # nothing but its own bytes may take its place
+    (listed,) = Store(folder).entries()
+    assert listed == mended.entry
+    Store(folder).pull(listed, tmp_path / "out.h5")
+
+
+def test_who_was_refused_an_object_puts_it_right_without_check(
+    folder: str, large: Path, tmp_path: Path, patient: Patient
+) -> None:
+    store = patient(folder)
+    entry = store.push(large).entry
+    before = damage(store, entry)
+    with pytest.raises(StoreError, match="is refused"):
+        store.pull(entry, tmp_path / "out.h5")
+    assert store.push(large).stood is Stood.DAMAGED
+    assert contents(store)[entry.data_name] == before
+    assert store.push(large).stood is Stood.WHOLE
+
+
+def test_a_manifest_whose_tables_are_not_the_datas_is_written_anew(folder: str, large: Path, patient: Patient) -> None:
+    store = patient(folder)
+    entry = store.push(large).entry
+    said = entry.to_dict()
+    said["tables"]["rows/view"]["sha256"] = "0" * 64
+    overwrite(store, entry.name, json.dumps(said).encode())
+    assert store.push(large, check=True).stood is Stood.DAMAGED
+    store.row_tables(store.find(entry.content_id))
+
+
+def test_data_that_are_gone_are_put_back(url: str, large: Path, tmp_path: Path, patient: Patient) -> None:
+    store = patient(url)
+    entry = store.push(large).entry
+    store.files.fs.rm_file(store.files.path(entry.data_name))
+    put_back = store.push(large)
+    assert (put_back.is_new, put_back.stood, put_back.entry) == (True, Stood.MISSING, entry)
+    store.pull(entry, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\tb.jpg", "a\u202eb.jpg", "\x1b[31m.jpg", "a\nb", "/etc/passwd", "../x.jpg", "a//b"]
+)
+def test_names_that_every_pull_refuses_do_not_go_out(
+    folder: str, make: ModuleType, tmp_path: Path, patient: Patient, name: str
+) -> None:
+    table = make.table()
+    assert table.names is not None
+    table.names[2] = name
+    odd = make.write(tmp_path / "odd.h5", table)
+    message = "nobody could pull 1 of its 5 names, first: the image name .*: rename the files and build anew, or push"
+    with pytest.raises(StoreError, match=message) as caught:
+        patient(folder).push(odd, with_names=True)
+    assert str(caught.value).isprintable()
+    assert not Path(folder).exists()
+    assert patient(folder).push(odd).is_new
+
+
+def test_class_names_that_every_pull_refuses_are_not_pushed(
+    folder: str, make: ModuleType, tmp_path: Path, patient: Patient
+) -> None:
+    tasks = [{"name": "class", "classes": ["mel", "n\u202ev", "bkl"]}, {"name": "sex/é", "classes": ["f", "m"]}]
+    odd = make.write(tmp_path / "odd.h5", make.table(), make.manifest(tasks=tasks))
+    with pytest.raises(StoreError, match="nobody could pull it: the class or task name .* is not printable"):
+        patient(folder).push(odd)
+    assert not Path(folder).exists()
 
 
 def test_an_object_whose_ids_are_not_those_of_its_manifest_is_refused(

@@ -71,7 +71,8 @@ def test_a_team_pushes_lists_and_pulls_in_a_folder(cli: Cli, mine: Path, tmp_pat
     store = tmp_path / "store"
     code, out, err = cli("cache", "push", mine, store)
     assert (code, err) == (0, "")
-    goes_out, stays, pushed, how = out.splitlines()
+    goes_out, stays, new, pushed, how = out.splitlines()
+    assert new == f"new folder {store}"
     assert goes_out.startswith(
         "goes out: keys of 60 images, 120 views' drawn numbers, witness (12 numbers of each view), "
     )
@@ -107,8 +108,27 @@ def test_a_remote_place_needs_a_yes_once(cli: Cli, mine: Path, bucket: str, tmp_
     mine.rename(other)
     code, out, err = cli("cache", "push", other, bucket + "/")
     assert (code, err) == (0, "")
-    assert "goes out: " in out
+    assert "goes out: " not in out
+    assert "nothing was uploaded" in out
     assert "needs a yes" in one_error(cli("cache", "push", other, bucket + "/elsewhere"))
+
+
+def test_a_push_says_what_stood_there(cli: Cli, mine: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert cli("cache", "push", mine, store)[0] == 0
+    (data,) = store.glob("*/*.h5")
+    content = data.read_bytes()
+    out = cli("cache", "push", mine, store, "--with-names")[1]
+    assert ", without names of files; they stay as they are: nothing was uploaded (" in out
+    assert "goes out" not in out
+    out = cli("cache", "push", mine, store, "--check")[1]
+    assert ", and they are what their manifest says: nothing was uploaded (" in out
+    data.unlink()
+    assert "kB; its data were missing there, and are put back\n" in cli("cache", "push", mine, store)[1]
+    data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    out = cli("cache", "push", mine, store, "--check")[1]
+    assert "kB; what stood there was not what its manifest says, and is put right\n" in out
+    assert data.read_bytes() == content
 
 
 def test_a_no_at_the_terminal_sends_nothing(cli: Cli, mine: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
