@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheReader, Manifest
+from cache.store import Store, StoreError
 from cache.store.outgoing import packed, sweep
 from cache.store.privacy import public, teacher_name
 
@@ -140,3 +142,29 @@ def test_where_the_folder_cannot_be_written_the_copy_lies_elsewhere(
     with CacheReader(small) as reader, packed(reader, reader.content_id, with_names=False) as parcel:
         assert elsewhere in parcel.path.parents
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a\tb.jpg", "a\u202eb.jpg", "\x1b[31m", "a\nb", "/etc/passwd", "../x.jpg", "a//b"])
+def test_names_that_every_pull_refuses_do_not_go_out(
+    folder: str, make: ModuleType, tmp_path: Path, patient: Callable[..., Store], name: str
+) -> None:
+    table = make.table()
+    assert table.names is not None
+    table.names[2] = name
+    odd = make.write(tmp_path / "odd.h5", table)
+    message = "nobody could pull 1 of its 5 names, first: the image name .*: rename the files and build anew, or push"
+    with pytest.raises(StoreError, match=message) as caught:
+        patient(folder).push(odd, with_names=True)
+    assert str(caught.value).isprintable()
+    assert not Path(folder).exists()
+    assert patient(folder).push(odd).is_new
+
+
+def test_class_names_that_every_pull_refuses_are_not_pushed(
+    folder: str, make: ModuleType, tmp_path: Path, patient: Callable[..., Store]
+) -> None:
+    tasks = [{"name": "class", "classes": ["mel", "n\u202ev", "bkl"]}, {"name": "sex/é", "classes": ["f", "m"]}]
+    odd = make.write(tmp_path / "odd.h5", make.table(), make.manifest(tasks=tasks))
+    with pytest.raises(StoreError, match=r"nobody could pull it: the class or task name .* is not printable"):
+        patient(folder).push(odd)
+    assert not Path(folder).exists()
