@@ -42,13 +42,34 @@ def files_of(address: StoreAddress, patience: Patience) -> Files:
     return kind(address, patience)
 
 
+def is_folder_there(address: StoreAddress) -> bool:
+    """Whether the folder of a store stands; StoreError where a file is in its way."""
+    path = Path(address.url)
+    nearest = _nearest(path)
+    if not os.path.isdir(nearest):
+        raise StoreError(f"{address.shown} cannot be a store: {nearest} is a file, not a folder")
+    return nearest == path
+
+
+def refuse_read_only(address: StoreAddress) -> None:
+    """StoreError where a folder, or the one that it would be made in, cannot be written."""
+    is_folder_there(address)
+    nearest = _nearest(Path(address.url))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StoreError(f"the folder {nearest} cannot be written: ask for the right to, or choose another")
+
+
+def _nearest(path: Path) -> Path:
+    """It, or the first of its parents that stands."""
+    return next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+
+
 class FolderFiles(Files):
     """A folder of this machine, or of a network drive that is mounted here."""
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """As `Files.sizes`; an absent folder is an error, as it may be a drive that is not mounted."""
-        root = Path(self.address.url)
-        if not root.is_dir():
+        if not is_folder_there(self.address):
             raise StoreError(f"there is no folder {self.address.shown}: is its drive mounted? A first push makes it")
         return super().sizes(folder)
 

@@ -11,6 +11,7 @@ import concurrent.futures
 import hashlib
 import io
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cache.errors import printable
 from cache.store.files import Files, Progress
 from cache.store.trouble import StoreError, code_of
 
@@ -193,6 +195,10 @@ class S3Files(Files):
         return str(bucket), str(key)
 
     def _open(self) -> tuple[Any, Any]:
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if (server := os.environ.get(name)) and not server.lower().startswith(("http://", "https://")):
+                shown = printable(server.rpartition("@")[2].rpartition("://")[2])
+                raise StoreError(f"{name} has no http:// or https://: write http://{shown} in {name}")
         made, root = super()._open()
         made.retries = 1
         return made, root

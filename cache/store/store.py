@@ -10,7 +10,6 @@ Legend: N samples, R rows = (sample, view).
 
 import enum
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from cache.store.download import download, table_bytes
 from cache.store.entry import MAX_BYTES, Entry
 from cache.store.files import Files, Progress
 from cache.store.outgoing import Parcel, packed, refuse_unpullable, sweep, workspace_of
-from cache.store.places import files_of
+from cache.store.places import files_of, is_folder_there, refuse_read_only
 from cache.store.privacy import what_goes_out
 from cache.store.trouble import ObjectRefused, Patience, StoreError
 from cache.workspace import Workspace
@@ -38,6 +37,7 @@ log = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".pull"
 _MANIFEST_NAME = re.compile(r"([0-9a-f]{64})/([0-9a-f]{64})\.json")
+_BELOW = re.compile(r"(.+)/[0-9a-f]{64}/[0-9a-f]{64}\.json")
 _MAX_TABLE_BYTES = 2 << 30
 _N_LISTED = 10
 
@@ -109,7 +109,12 @@ class Store:
     @property
     def is_there(self) -> bool:
         """False for a folder that a first push would make; whatever is remote says so when it is asked."""
-        return self.address.protocol != FOLDER or os.path.isdir(self.address.url)
+        return self.address.protocol != FOLDER or is_folder_there(self.address)
+
+    def refuse_read_only(self) -> None:
+        """StoreError for a folder that takes no files; whatever is remote says so when something is sent."""
+        if self.address.protocol == FOLDER:
+            refuse_read_only(self.address)
 
     def entries(self, recipe_id: str | None = None) -> list[Entry]:
         """All objects, or those of one recipe, the latest first; a warning for each manifest that is not one."""
@@ -121,6 +126,11 @@ class Store:
     def listing(self, recipe_id: str | None = None) -> Listing:
         """The same, the warnings as values."""
         return self._read(self._names(recipe_id))
+
+    def stores_below(self) -> list[str]:
+        """Where stores begin below this one's root, as `list` of a folder or a bucket above them would miss."""
+        found = {match.group(1) for name in self.files.sizes() if (match := _BELOW.fullmatch(name))}
+        return [self.files.shown(name) for name in sorted(found)]
 
     def find(self, wanted: str) -> Entry:
         """The one object that a prefix of a content_id, cache_id or recipe_id means, or RECIPE_ID/PREFIX."""
@@ -180,6 +190,7 @@ class Store:
         are read back first, as a pull does. `confirm` gets the lines that say what goes out and what stays, before
         anything is sent, and may raise.
         """
+        self.refuse_read_only()
         with CacheReader(path, memory_map=False) as reader:
             reader.verify()
             content_id = reader.content_id

@@ -17,6 +17,7 @@ from pipeline.commands.shared import FILE, goes_on_with
 if TYPE_CHECKING:
     from cache.store import Patience, Pushed, Store, StoreAddress
 
+_MOST_BELOW = 10
 _TIMEOUT = click.option(
     "--timeout", "timeout_s", type=float, default=30.0, show_default=True, metavar="SECONDS",
     help="To wait for the store without a byte; tried again some times.",
@@ -101,15 +102,20 @@ def cache_pull(url: str, out: Path, timeout_s: float) -> None:
 @_TIMEOUT
 def cache_list(url: str, as_json: bool, timeout_s: float) -> None:
     """What a store has: teacher, classes, images, views, size, date, ID. Reads the small manifests alone."""
+    from cache.errors import printable
     from cache.store import Store, StoreAddress
     from cache.store.listing import to_text
 
     address = StoreAddress.parse(url)
-    entries = Store(address, patience=_patience(timeout_s)).entries()
+    store = Store(address, patience=_patience(timeout_s))
+    entries = store.entries()
     if as_json:
         click.echo(json.dumps([entry.to_dict() for entry in entries], indent=1))
     elif entries:
         click.echo(to_text(entries))
+    elif below := store.stores_below():
+        lines = [f"  softlabel cache list {shlex.quote(printable(one))}" for one in below[:_MOST_BELOW]]
+        click.echo("\n".join([f"{printable(address.shown)} is no store, but above {len(below):,}:", *lines]))
     else:
         click.echo(f"{address.shown} is empty; softlabel cache push t.h5 {shlex.quote(address.shown)} fills it")
 
@@ -135,13 +141,17 @@ def _asking(store: Store, yes: bool) -> Callable[[list[str]], None]:
 
 
 def ask_once(store: Store, yes: bool, remedy: str) -> None:
-    """Ask whether caches may go to a remote place, unless that was answered before; SettingError without a yes."""
+    """Ask whether caches may go to a remote place, unless that was answered before; SettingError without a yes.
+
+    StoreError for a folder that takes none.
+    """
     from platformdirs import user_state_path
 
     from cache.errors import printable
     from pipeline.consent import Consent
     from pipeline.errors import SettingError
 
+    store.refuse_read_only()
     if not store.address.is_remote:
         return
     place = store.place

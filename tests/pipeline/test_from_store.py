@@ -203,6 +203,18 @@ def test_the_command_says_what_came_from_the_store_and_what_went_there(
     assert f", {n_pulled} from {url})\n{url}: {views} views put there" in out
 
 
+def test_a_store_that_is_a_file_is_told_before_anything_is_computed(
+    few_images: Path, tiny_build: BuildConfig, tmp_path: Path, cli: Cli, forward_rows: list[int]
+) -> None:
+    (tmp_path / "team").write_text("")
+    for store in (tmp_path / "team", tmp_path / "team" / "caches"):
+        for words in (["--store", store], ["--store", store, "--no-publish"]):
+            out = tmp_path / "t.h5"
+            code, _, err = cli("cache", "build", few_images, "-o", out, "--teacher", tiny_build.teacher, *words)
+            assert (code, forward_rows) == (1, [])
+            assert "team is a file, not a folder" in err
+
+
 def test_a_remote_store_wants_a_yes_before_anything_is_computed(
     few_images: Path, tiny_build: BuildConfig, tmp_path: Path, cli: Cli, forward_rows: list[int]
 ) -> None:

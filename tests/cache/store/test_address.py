@@ -36,7 +36,19 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str, is_remot
         ("", "the address of the store is empty"),
         ("s3://", "names no bucket or host"),
         ("s3://key:secret@team/x", r"s3://\*\*\*@team/x: credentials do not stand in s3:// addresses"),
-        ("https://host/x?token=secret", "it ends before any"),
+        ("webdav://host/x?token=secret", "it ends before any"),
+        ("https://host/x?token=secret", "https:// cannot be a store, which lists its files and takes new ones"),
+        ("zip://secret.zip", "expected a folder, s3:// or ssh://, or gs://"),
+        (" s3://team/secret", "begins or ends with a space"),
+        ("secret ", "begins or ends with a space"),
+        ("s3:/team/caches", r"did you mean s3://team/caches\?"),
+        ("S3//team/caches/", r"did you mean s3://team/caches\?"),
+        ("s3:team", r"did you mean s3://team\?"),
+        ("s3:", r"did you mean s3://...\?"),
+        ("ssh:ann:secret@host/x", r"did you mean ssh://\*\*\*@host/x\?"),
+        ("file:/mnt/team", r"did you mean /mnt/team\?"),
+        ("hf://datasets/team", "expected hf://datasets/OWNER/NAME"),
+        ("hf://team/", "expected hf://datasets/OWNER/NAME"),
         ("simplecache::s3://key:secret@team", "a store's address is a folder, or PROTOCOL"),
         ("secret:word://x", "a store's address is a folder, or PROTOCOL"),
     ],
@@ -45,6 +57,12 @@ def test_what_is_no_address_is_refused_without_its_secrets(url: str, message: st
     with pytest.raises(StoreError, match=message) as caught:
         StoreAddress.parse(url)
     assert "secret" not in str(caught.value)
+
+
+def test_the_home_folder_is_meant_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    address = StoreAddress.parse("~/caches")
+    assert (address.shown, address.url) == ("/home/ann/caches", "/home/ann/caches")
 
 
 @given(st.text(st.characters(codec="ascii", exclude_characters="/?@:#%", min_codepoint=33), min_size=6, max_size=20))
@@ -60,6 +78,8 @@ def test_no_form_of_an_address_has_the_password(password: str) -> None:
         (f"s3://team/caches/{ID[:8]}", "s3://team/caches", ID[:8]),
         (f"s3://team/{ID.upper()}/", "s3://team", ID),
         (f"stores/{RECIPE}/{ID[:12]}", "stores", f"{RECIPE}/{ID[:12]}"),
+        (f"s3://team/{RECIPE}/{ID}", "s3://team", f"{RECIPE}/{ID}"),
+        (f"{RECIPE}/{ID}", ".", f"{RECIPE}/{ID}"),
         (f"s3://team/{RECIPE}/{ID}.json", "s3://team", f"{RECIPE}/{ID}"),
         (f"s3://team/{RECIPE}/{ID}.{SHA}.h5", "s3://team", f"{RECIPE}/{ID}"),
     ],
@@ -69,7 +89,18 @@ def test_the_last_part_is_the_id(url: str, store: str, wanted: str) -> None:
     assert (address.shown, found) == (store, wanted)
 
 
-@pytest.mark.parametrize("url", ["s3://team", "s3://team/caches/abc", "stores/t.h5", ID, f"s3://{ID}"])
-def test_a_url_without_an_id_is_told_where_the_ids_are(url: str) -> None:
-    with pytest.raises(StoreError, match=r"does not end in an ID .*: softlabel cache list"):
+@pytest.mark.parametrize(
+    ("url", "store"),
+    [
+        ("s3://team", "s3://team"), ("s3://team/caches", "s3://team/caches"), ("s3://team/caches/abc", "s3://team/caches"),
+        ("st/14e8", "st"), ("stores/t.h5", "stores/t.h5"), (f"s3://{ID}", f"s3://{ID}"),
+    ],
+)  # fmt: skip
+def test_a_url_without_an_id_is_told_where_the_ids_are(url: str, store: str) -> None:
+    with pytest.raises(StoreError, match=rf"does not end in an ID .*: softlabel cache list {store}$"):
         split_id(url)
+
+
+def test_an_id_alone_is_told_that_its_store_lacks() -> None:
+    with pytest.raises(StoreError, match="is an ID without its store: expected URL/ID"):
+        split_id(ID[:8])

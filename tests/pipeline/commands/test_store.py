@@ -164,7 +164,9 @@ def test_a_yes_is_remembered_by_place_and_a_broken_memory_only_asks_again(tmp_pa
             ["list", "ssh://ann:secret@host/x"],
             "ssh://***@host/x needs a package that is not installed: pip install '.[ssh]'",
         ),
-        (["list", "foo://team"], "foo://team: nothing here knows foo://"),
+        (["list", "foo://team"], "foo:// cannot be a store"),
+        (["list", "http://127.0.0.1:1/x"], "http:// cannot be a store"),
+        (["push", "nothing.h5", "https://127.0.0.1:1/x"], "https:// cannot be a store"),
         (["list", "nowhere"], "there is no folder nowhere: is its drive mounted?"),
         (["pull", "stores/t.h5", "-o", "x.h5"], "does not end in an ID"),
         (["push", "nothing.h5", "store"], "nothing.h5: is the path right?"),
@@ -202,8 +204,49 @@ def test_a_server_that_cannot_help_is_one_error(
     assert message in one_error(cli("cache", "list", "s3://team" if endpoint else "s3://nobody"))
 
 
-def test_a_store_that_cannot_be_a_folder_is_one_error(cli: Cli, mine: Path) -> None:
-    assert "failed (Not a directory)" in one_error(cli("cache", "push", mine, mine / "store"))
+def test_an_endpoint_without_its_protocol_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:5611")
+    assert "write http://127.0.0.1:5611 in AWS_ENDPOINT_URL" in one_error(cli("cache", "list", "s3://team"))
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_error(cli: Cli, mine: Path, tmp_path: Path) -> None:
+    for store in (mine, mine / "store"):
+        for words in (["push", mine, store], ["list", store], ["pull", store / "14e8c843", "-o", tmp_path / "x.h5"]):
+            error = one_error(cli("cache", *words))
+            assert error.endswith(f"cannot be a store: {mine} is a file, not a folder")
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_a_folder_that_takes_no_files_is_told_first(
+    cli: Cli, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cache.store import places
+
+    monkeypatch.setattr(places.os, "access", lambda path, mode: not mode & os.W_OK)
+    error = one_error(cli("cache", "push", mine, tmp_path / "a" / "b"))
+    assert error == f"Error: the folder {tmp_path} cannot be written: ask for the right to, or choose another"
+
+
+def test_a_place_above_stores_names_them(cli: Cli, mine: Path, bucket: str) -> None:
+    for name in ("team/one", "two"):
+        assert cli("cache", "push", mine, f"{bucket}/{name}", "--yes")[0] == 0
+    assert cli("cache", "list", bucket)[1].splitlines() == [
+        f"{bucket} is no store, but above 2:",
+        f"  softlabel cache list {bucket}/team/one",
+        f"  softlabel cache list {bucket}/two",
+    ]
+
+
+def test_a_recipe_and_a_content_without_a_suffix_are_an_id(
+    cli: Cli, mine: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CacheReader(mine) as reader:
+        wanted = f"{reader.recipe_id}/{reader.content_id}"
+    for number, store in enumerate((bucket, f"{bucket}/caches", str(tmp_path / "store"))):
+        assert cli("cache", "push", mine, store, "--yes")[0] == 0
+        assert cli("cache", "pull", f"{store}/{wanted}", "-o", tmp_path / f"{number}.h5")[0] == 0
+    monkeypatch.chdir(tmp_path / "store")
+    assert cli("cache", "pull", wanted, "-o", tmp_path / "here.h5")[0] == 0
 
 
 def test_ctrl_c_ends_a_pull_with_the_line_that_goes_on(
