@@ -25,6 +25,8 @@ _MAX_CLASS = 1000
 _MAX_VIEWS = 65_536
 _HEX = re.compile(r"[0-9a-f]{64}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+\d\d:\d\d|Z)?")
+HEAD = re.compile(r"([a-z][a-z0-9_-]{0,19})?")
+SEED = re.compile(r"(0|[1-9]\d{0,18})?", re.ASCII)
 PRECISION = re.compile(r"[A-Za-z0-9_.+-]{1,20}")
 
 
@@ -58,6 +60,10 @@ class Entry:
     precision: str
     has_names: bool
     """Whether the names of the images' files are in it."""
+    head: str
+    """What gave its answers: zero_shot, rehead, probe or imported; empty where it does not say."""
+    seed: str
+    """Of its views, in decimal digits; empty where it does not say."""
     created: str
     """When the cache was built; empty where it does not say."""
     pushed: str
@@ -133,6 +139,8 @@ def _entry(value: dict[str, Any]) -> Entry:
         features=_features(value["features"]),
         precision=_matching(value["precision"], PRECISION, "precision"),
         has_names=value["has_names"],
+        head=_matching(value["head"], HEAD, "head"),
+        seed=_matching(value["seed"], SEED, "seed"),
         created=_matching(value["created"], _DATE, "created") if value["created"] != "" else "",
         pushed=_matching(value["pushed"], _DATE, "pushed"),
         tables=_tables(value["tables"], n_samples, n_rows, n_bytes),

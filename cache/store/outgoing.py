@@ -7,14 +7,16 @@ Run: `softlabel cache push t.h5 URL`
 
 import dataclasses
 import hashlib
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +30,12 @@ from cache.manifest import Manifest
 from cache.names import refuse_names, refuse_texts
 from cache.reader import CacheReader
 from cache.skeleton import skeleton
-from cache.store.entry import PRECISION, TABLES, Entry, TablePlace
+from cache.store.entry import HEAD, PRECISION, SEED, TABLES, Entry, TablePlace
 from cache.store.privacy import public, teacher_name
 from cache.store.trouble import StoreError
 from cache.workspace import Workspace
 
+_IMPORTED = re.compile("imported")
 _MARK = ".push-"
 
 
@@ -108,7 +111,8 @@ def entry_of(reader: CacheReader) -> Entry:
         digest, n_bytes = _sha256(file, 0, inspected.file_bytes), inspected.file_bytes
         tables = {name: _table(file, inspected, name) for name in TABLES}
     n_views = np.diff(reader.first_row.astype(np.int64))
-    precision = reader.manifest.identity.get("precision")
+    identity = reader.manifest.identity
+    teacher, views = (_object(identity.get(name)) for name in ("teacher", "views"))
     return Entry(
         recipe_id=reader.recipe_id,
         cache_id=reader.cache_id,
@@ -121,12 +125,23 @@ def entry_of(reader: CacheReader) -> Entry:
         n_rows=reader.n_rows,
         views=(int(n_views.min()), int(n_views.max())),
         features=reader.features,
-        precision=precision if isinstance(precision, str) and PRECISION.fullmatch(precision) else "unknown",
+        precision=_word(identity.get("precision"), PRECISION) or "unknown",
         has_names=reader.names is not None,
+        head=_word(teacher.get("head"), HEAD) or _word(teacher.get("kind"), _IMPORTED),
+        seed=_word(views.get("seed"), SEED),
         created=str(reader.manifest.provenance.get("created", "")),
         pushed=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         tables=tables,
     )
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _word(value: Any, pattern: re.Pattern[str]) -> str:
+    """A text of this form; empty for anything else."""
+    return value if isinstance(value, str) and pattern.fullmatch(value) else ""
 
 
 def _table(file: FileIO, inspected: Inspected, name: str) -> TablePlace:

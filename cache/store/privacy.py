@@ -51,13 +51,25 @@ def what_goes_out(reader: CacheReader, *, with_names: bool) -> list[str]:
     if name := teacher_name(manifest):
         out.append(f"teacher name ({name})")
     kept, dropped = public(manifest).provenance, manifest.provenance
-    if said := [name for name in kept if name != "teacher"]:
+    lost = {name: _lost(name, dropped[name], kept.get(name)) for name in dropped if name != "teacher"}
+    if said := [f"{name} (in part)" if lost[name] else name for name in kept if name != "teacher"]:
         out.append(f"of its making: {', '.join(said)}")
     stays: list[str] = []
     if reader.names is not None:
         (out if with_names else stays).append("names of files")
-    stays += [name for name in dropped if kept.get(name) != dropped[name] and name != "teacher"]
+    stays += [one for parts in lost.values() for one in parts]
     return [f"goes out: {', '.join(out)}", f"stays here: {', '.join(stays) or 'nothing that it holds'}"]
+
+
+def _lost(name: str, value: Any, kept: Any) -> list[str]:
+    """What of a field stays here: its name, or those of its parts."""
+    if kept == value:
+        return []
+    if kept is None:
+        return [name]
+    if not isinstance(value, Mapping) or not isinstance(kept, Mapping) or not set(kept) <= set(value):
+        return [f"{name} (in part)"]
+    return [part for inner in value for part in _lost(f"{name}.{inner}", value[inner], kept.get(inner))]
 
 
 def _words_of_identity(manifest: Manifest) -> list[str]:

@@ -27,6 +27,7 @@ from cache.store.address import FOLDER, StoreAddress
 from cache.store.download import download, table_bytes
 from cache.store.entry import MAX_BYTES, Entry
 from cache.store.files import Files, Progress
+from cache.store.listing import in_order
 from cache.store.outgoing import Parcel, packed, refuse_unpullable, sweep, workspace_of
 from cache.store.places import files_of, is_folder_there, refuse_read_only
 from cache.store.privacy import what_goes_out
@@ -87,6 +88,14 @@ class Listing:
     broken: list[str]
 
 
+class _Arriving(Workspace):
+    """Where a pull arrives: what came of it stays for the next one."""
+
+    def has_work(self) -> bool:
+        """Whether there is anything to go on from."""
+        return super().has_work() or any(self.folder.glob(f"*{PARTIAL_SUFFIX}"))
+
+
 class Store:
     """The caches behind one URL or in one folder; connects at the first question."""
 
@@ -117,7 +126,7 @@ class Store:
             refuse_read_only(self.address)
 
     def entries(self, recipe_id: str | None = None) -> list[Entry]:
-        """All objects, or those of one recipe, the latest first; a warning for each manifest that is not one."""
+        """All objects, or those of one recipe, in the order of a list; a warning for each manifest that is not one."""
         found = self.listing(recipe_id)
         for line in found.broken:
             log.warning("%s", line)
@@ -212,7 +221,7 @@ class Store:
 
         Compared with its sha256 first, then looked at by a child process, then its ids compared; then it gets its name.
         """
-        workspace = Workspace(Path(out))
+        workspace = _Arriving(Path(out))
         if workspace.out.exists():
             return self._there_already(entry, workspace.out)
         with workspace:
@@ -242,7 +251,7 @@ class Store:
                 entries.append(Entry.from_bytes(content, recipe_id, content_id))
             except CacheError as error:
                 broken.append(printable(self.address.redact(f"{self.files.shown(name)} is left out: {error}")))
-        return Listing(sorted(entries, key=lambda one: (one.pushed, one.content_id), reverse=True), broken)
+        return Listing(in_order(entries), broken)
 
     def _manifest(self, recipe_id: str, content_id: str) -> Entry | None:
         """What stands there of these rows, if it can be read."""

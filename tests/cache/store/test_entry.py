@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from cache.errors import CacheError, CacheNewer, ManifestError
 from cache.store import Entry, Store
-from cache.store.listing import short_id, to_text
+from cache.store.listing import in_order, kind, short_id, to_text
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,11 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (changed(features={"x": [0]}), "features"),
     (changed(precision="\x1b[31m"), "precision"),
     (changed(has_names=1), "has_names"),
+    (changed(head="\x1b[31m"), "head"),
+    (changed(head=None), "head"),
+    (changed(seed=0), "seed"),
+    (changed(seed="01"), "seed"),
+    (changed(seed="٣"), "seed"),
     (changed(pushed="yesterday"), "pushed"),
     (changed(created=[]), "created"),
     (changed(tables={}), "tables"),
@@ -115,7 +122,7 @@ def test_the_table_has_a_line_for_each_and_the_shortest_ids_that_mean_one(entry:
     two = Entry.from_bytes(json.dumps(values).encode(), entry.recipe_id, values["content_id"])
     text = to_text([entry, two])
     title, *lines = text.split("\n")
-    assert title.split() == ["teacher", "classes", "images", "views", "size", "date", "ID"]
+    assert title.split() == ["teacher", "kind", "classes", "images", "views", "size", "date", "recipe", "ID"]
     assert len(lines) == 2
     assert lines[1].startswith("\\x1b[31mred")
     for one in (entry, two):
@@ -123,3 +130,43 @@ def test_the_table_has_a_line_for_each_and_the_shortest_ids_that_mean_one(entry:
         assert len(short) == 11
         assert [other.content_id.startswith(short) for other in (entry, two)].count(True) == 1
     assert len(short_id(entry, [entry])) == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"head": "zero_shot", "seed": "0"}, "embeddings"),
+        ({"head": "probe", "seed": "7"}, "probe, embeddings, seed 7"),
+        ({"head": "imported", "features": {}, "has_names": True}, "imported, no embeddings, names"),
+    ],
+)
+def test_the_table_says_what_is_special(entry: Entry, fields: dict[str, Any], shown: str) -> None:
+    found = dataclasses.replace(entry, **fields)
+    assert kind(found) == shown
+    assert shown in to_text([found])
+
+
+def test_the_recipe_with_the_latest_object_comes_first_and_recipes_stay_together(entry: Entry) -> None:
+    days = [("a", 1), ("b", 2), ("a", 3), ("b", 2), ("c", 2)]
+    entries = [
+        dataclasses.replace(
+            entry, recipe_id=recipe * 64, content_id=f"{number}" * 64, pushed=f"2026-01-0{day}T00:00:00Z"
+        )
+        for number, (recipe, day) in enumerate(days)
+    ]
+    for shuffled in (entries, entries[::-1], entries[2:] + entries[:2]):
+        assert [int(one.content_id[0]) for one in in_order(shuffled)] == [2, 0, 4, 1, 3]
+    assert [line.split()[-2] for line in to_text(entries).splitlines()[1:]] == [recipe * 8 for recipe, _ in days]
+
+
+def test_head_and_seed_are_those_of_the_identity(make: ModuleType, tmp_path: Path) -> None:
+    for number, (words, found) in enumerate(
+        [
+            ({"teacher": {"head": "probe"}, "views": {"seed": "7"}}, ("probe", "7")),
+            ({"teacher": {"kind": "imported"}}, ("imported", "")),
+            ({"teacher": {"kind": "Doe_John", "head": 1}, "views": {"seed": -7}}, ("", "")),
+        ]
+    ):
+        path = make.write(tmp_path / f"{number}.h5", make.table(), make.manifest(**words))
+        pushed = Store(str(tmp_path / "store")).push(path).entry
+        assert (pushed.head, pushed.seed) == found

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cache import CacheReader, Manifest
 from cache.store import Store, StoreError
 from cache.store.outgoing import packed, sweep
-from cache.store.privacy import public, teacher_name
+from cache.store.privacy import public, teacher_name, what_goes_out
 
 GOES_OUT = {
     "teacher": "google/medsiglip-448", "teacher_parameters": 123, "created": "2026-01-02T03:04:05+00:00", "task": "dx",
@@ -62,6 +62,15 @@ def test_a_field_keeps_what_is_known_to_be_harmless(make: ModuleType, field: str
     found = public(Manifest(identity(make), {field: value})).provenance
     assert found == ({} if kept is None else {field: kept})
     assert public(Manifest(identity(make), found)).provenance == found
+
+
+def test_what_goes_in_part_is_named_on_both_sides(make: ModuleType, tmp_path: Path) -> None:
+    said = {"derived": {"command": "probe", "n_train": 1, "versions": {"torch": "2.6.0", "doe": "1"}}, "merged_from": 2}
+    path = make.write(tmp_path / "t.h5", make.table(names=False), Manifest(identity(make), said))
+    with CacheReader(path) as reader:
+        out, stays = what_goes_out(reader, with_names=False)
+    assert out.endswith("of its making: derived (in part), merged_from")
+    assert stays == "stays here: derived.command, derived.versions.doe"
 
 
 words = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=9)

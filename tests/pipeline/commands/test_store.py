@@ -79,11 +79,14 @@ def test_a_team_pushes_lists_and_pulls_in_a_folder(cli: Cli, mine: Path, tmp_pat
     assert "logits of 5 classes, embeddings (32 numbers of each view), prompts, class names, teacher name (" in goes_out
     assert stays == "stays here: names of files, machine"
     assert pushed == f"{store}: 120 views of 60 images, 25.0 kB"
-    content_id = CacheReader(mine).content_id
+    with CacheReader(mine) as reader:
+        recipe_id, content_id = reader.recipe_id, reader.content_id
     assert how == f"to have them: softlabel cache pull {store}/{content_id[:16]} -o t.h5"
     code, out, err = cli("cache", "list", store)
     _, line = out.splitlines()
-    assert line.split()[1:] == ["5", "60", "120", "(1-3", "each)", "25.0", "kB", line.split()[-2], content_id[:8]]
+    date = line.split()[-3]
+    words = ["embeddings", "5", "60", "120", "(1-3", "each)", "25.0", "kB", date, recipe_id[:8], content_id[:8]]
+    assert line.split()[1:] == words
     out_file = tmp_path / "pulled.h5"
     for _ in range(2):
         code, out, err = cli("cache", "pull", f"{store}/{content_id[:8]}", "-o", out_file)
