@@ -305,7 +305,7 @@ class Store:
 
     def _check(self, entry: Entry, beside: Path) -> None:
         """Read an object back as a pull does, to a temporary file; what a pull would refuse is remembered."""
-        log.info("reading back %s of %s bytes", self.files.shown(entry.name), f"{entry.n_bytes:,}")
+        log.info("reading back %s bytes of %s", f"{entry.n_bytes:,}", self.files.shown(entry.data_name))
         with workspace_of(beside) as workspace:
             try:
                 self._bring(entry, durable.temp_name(beside, workspace.folder), _no_progress)

@@ -32,7 +32,7 @@ _TIMEOUT = click.option(
 @click.option("--yes", is_flag=True, help="Say yes to this URL, which is otherwise asked for once.")
 @_TIMEOUT
 def cache_push(file: Path, url: str, with_names: bool, check: bool, yes: bool, timeout_s: float) -> None:
-    """Share the cache FILE in a store: a folder, s3://BUCKET/PATH, gs://, hf://, ssh:// or another URL of fsspec.
+    """Share the cache FILE in a store: a folder, s3://BUCKET/PATH, ssh://, gs://, hf:// (docs/share.md).
 
     Every byte of FILE is checked first. What goes out is a copy without names of files, command, user and host; it is
     printed before. Keys allow to test whether an image is in it, and embeddings are patient data: docs/share.md.
@@ -101,7 +101,7 @@ def cache_pull(url: str, out: Path, timeout_s: float) -> None:
 @click.option("--json", "as_json", is_flag=True, help="All that the manifests say, as JSON.")
 @_TIMEOUT
 def cache_list(url: str, as_json: bool, timeout_s: float) -> None:
-    """What a store has: teacher, classes, images, views, size, date, ID. Reads the small manifests alone."""
+    """What a store has, recipe by recipe: teacher, kind, classes, counts, size, date, ID. Reads the manifests alone."""
     from cache.errors import printable
     from cache.store import Store, StoreAddress
     from cache.store.listing import to_text
