@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,21 @@ def test_a_store_that_is_a_file_is_told_before_anything_is_computed(
             code, _, err = cli("cache", "build", few_images, "-o", out, "--teacher", tiny_build.teacher, *words)
             assert (code, forward_rows) == (1, [])
             assert "team is a file, not a folder" in err
+
+
+def test_a_folder_that_takes_no_files_is_told_before_anything_is_computed(
+    few_images: Path, tiny_build: BuildConfig, tmp_path: Path, cli: Cli, forward_rows: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    team = tmp_path / "team"
+    team.mkdir()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: path != team and allowed(path, mode, **more))
+    words = ["cache", "build", few_images, "-o", tmp_path / "t.h5", "--teacher", tiny_build.teacher, "--store", team]
+    code, _, err = cli(*words)
+    assert (code, forward_rows) == (1, [])
+    assert f"the folder {team} cannot be written" in err
+    assert cli(*words, "--no-publish")[0] == 0
 
 
 def test_a_remote_store_wants_a_yes_before_anything_is_computed(
