@@ -75,10 +75,13 @@ def take_rows(
 
 
 def reusable_rows(reuse: Sequence[str | Path], wanted: Wanted) -> list[tuple[Path, set[Pair]]]:
-    """What `take_rows` would take of each."""
+    """What `take_rows` would take of each; CacheDamaged, as it says, where one that has any of it does not verify."""
     missing, found = set(_pairs(wanted)), []
     for path in map(Path, reuse):
-        there = missing & CacheReader(path, memory_map=False).pairs() if missing else set[Pair]()
+        with CacheReader(path, memory_map=False) as reader:
+            there = missing & reader.pairs() if missing else set[Pair]()
+            if there:
+                reader.verify()
         missing -= there
         found.append((path, there))
     return found
