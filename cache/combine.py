@@ -7,6 +7,7 @@ Legend: R rows = (sample, view), S sources.
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -67,9 +68,7 @@ def merge_locked(
     plan = planned(surveys)
     manifest = Manifest(surveys[0].manifest.identity, {**merged_provenance(surveys, plan), **provenance})
     replaced = next(survey.seal for survey in surveys if survey.path == out) if replace else None
-    nameless = [survey.path for survey in surveys if survey.names is None]
-    if 0 < len(nameless) < len(surveys):
-        log.warning("%s stores no names: %s has none, and they are for all samples or for none", out, nameless[0])
+    _tell_of_lost_names(surveys, out, temp_folder)
     temp = durable.temp_name(out, temp_folder)
     try:
         with NewFile(temp, plan.dims(surveys[0].dims, manifest).specs()) as new:
@@ -84,6 +83,20 @@ def merge_locked(
         with suppress(OSError):
             temp.unlink(missing_ok=True)
     log.info("%s: %d rows of %d samples from %d files", out, len(plan.view), len(plan.key), len(paths))
+
+
+def _tell_of_lost_names(surveys: Sequence[Survey], out: Path, temp_folder: Path) -> None:
+    """Names are for all samples or for none: say which file has none where another one has."""
+    nameless = [survey.path for survey in surveys if survey.names is None]
+    if not 0 < len(nameless) < len(surveys):
+        return
+    kept = [path for path in nameless if path.parent != temp_folder]  # a part of a build is gone after it
+    if not kept:
+        log.warning("%s stores no names of images any more: the rows that were added have none", out)
+        return
+    words = shlex.join(["softlabel", "cache", "build", "DATA", "-o", "OTHER.h5", "--reuse", str(kept[0])])
+    none = "it stores none of the new ones" if kept[0] == out else f"{out} stores none"
+    log.warning("%s has no names of images, so %s; a cache with names: %s", kept[0], none, words)
 
 
 def _files(sources: Iterable[Path]) -> list[Path]:

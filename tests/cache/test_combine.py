@@ -105,7 +105,23 @@ def test_merge_keeps_names_only_if_every_source_has_them(make, tmp_path, caplog)
     assert merge([b], tmp_path / "b_alone.h5").names is None
     assert "names" not in caplog.text
     assert merge([a, b], tmp_path / "out.h5").names is None
-    assert f"out.h5 stores no names: {b} has none" in caplog.text
+    remedy = f"a cache with names: softlabel cache build DATA -o OTHER.h5 --reuse {b}"
+    assert f"{b} has no names of images, so {tmp_path / 'out.h5'} stores none; {remedy}" in caplog.text
+
+
+def test_a_cache_without_names_that_is_extended_says_so_once_and_not_in_a_circle(make, tmp_path, caplog):
+    named, bare = make.table(seed=1), make.table(seed=2, names=False)
+    out = make.write(tmp_path / "t.h5", bare)
+    assert make.build(out, named).names is None
+    (said,) = caplog.messages
+    assert said == (
+        f"{out} has no names of images, so it stores none of the new ones; a cache with names: "
+        f"softlabel cache build DATA -o OTHER.h5 --reuse {out}"
+    )
+    caplog.clear()
+    assert make.build(make.write(tmp_path / "n.h5", named), bare).names is None
+    (said,) = caplog.messages
+    assert said == f"{tmp_path / 'n.h5'} stores no names of images any more: the rows that were added have none"
 
 
 def test_merge_lists_the_skipped_samples_of_all_sources_that_it_has_no_rows_of(make, tmp_path):
