@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_caches_of_other_recipes_are_one_error_with_every_field(
 
 
 def test_images_that_none_of_them_has_are_computed_into_one_file_that_takes_the_others_over(
-    tiny_data: Path, halves: Halves, tmp_path: Path
+    tiny_data: Path, tiny_build: BuildConfig, halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "images")
     new = next((data / "train").glob("*/*.png"))
@@ -150,9 +151,20 @@ def test_images_that_none_of_them_has_are_computed_into_one_file_that_takes_the_
     assert str(caught.value).startswith(
         f"{union} lacks 1 of 45 images (first: {new.relative_to(data)}): run `softlabel "
     )
-    command = f"`softlabel cache build '{data}' -o all.h5 --reuse '{halves[0]}' --reuse '{halves[1]}'`"
-    assert command.replace("'", "") in str(caught.value).replace("'", "")
-    assert "and name all.h5 instead" in str(caught.value)
+    said = str(caught.value).split("`")
+    teacher = Path(tiny_build.teacher)
+    reuse = ["--reuse", str(halves[0]), "--reuse", str(halves[1])]
+    words = ["cache", "build", str(data), "-o", "all.h5", *reuse, "--teacher", teacher.name, "--views", "3"]
+    assert shlex.split(said[1]) == ["softlabel", *words]
+    assert said[2].startswith(f" with your own path to {teacher.name}, which computes only these ")
+    assert "and name all.h5 instead; if other caches have them, " in said[2]
+    monkeypatch.chdir(tmp_path)
+    words[words.index(teacher.name)] = tiny_build.teacher
+    code, out, err = cli(*words, "--workers", 0)
+    assert code == 0, err
+    assert "(3 computed now in" in out
+    with pytest.raises(CacheMismatch, match=r"-o all-2\.h5 "):
+        train(data, halves, tmp_path / "run", CONFIG, workers=0)
 
 
 def test_the_advice_of_a_weak_teacher_begins_with_one_file(
