@@ -82,7 +82,7 @@ def merge_locked(
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
-    log.info("%s: %d rows of %d samples from %d files", out, len(plan.view), len(plan.key), len(paths))
+    log.debug("%s: %d rows of %d samples from %d files", out, len(plan.view), len(plan.key), len(paths))
 
 
 def _tell_of_lost_names(surveys: Sequence[Survey], out: Path, temp_folder: Path) -> None:

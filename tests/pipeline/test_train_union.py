@@ -83,8 +83,12 @@ def test_it_goes_on_with_the_same_files_in_the_same_order_alone(
         patch.setattr(RunFolder, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_data, halves, tmp_path / "run", CONFIG, workers=0, report=False)
-    with pytest.raises(RunError, match="the caches are others, or in another order, since"):
+    with pytest.raises(RunError, match="other settings") as caught:
         train(tiny_data, halves[::-1], tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
+    assert str(caught.value).splitlines()[1].strip() == (
+        f"it was begun with {halves[0]}, {halves[1]}, and got {halves[1]}, {halves[0]}: name the same caches in the "
+        "same order, or start a new run with another -o"
+    )
     train(tiny_data, halves, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     assert metrics(tmp_path / "run") == metrics(union_run)
 
@@ -117,7 +121,8 @@ def test_words_in_the_wrong_order_and_missing_files_are_one_line(
     out = ("-o", tmp_path / "run")
     for words, said in (
         ((*halves, tiny_data), f"{halves[0]} is a cache: {order}"),
-        ((tiny_data, halves[0], tiny_data), f"{tiny_data} is a folder, no cache: {order}"),
+        ((tiny_data, halves[0], tiny_data), f"{tiny_data} is a folder, no cache: name the .h5 file itself"),
+        ((tiny_data, tiny_data, halves[0]), f"{tiny_data} is a folder, no cache: {order}"),
         ((tiny_data, *halves, tmp_path / "none.h5"), f"no cache at {tmp_path / 'none.h5'}: is the path right?"),
     ):
         error = one_error(cli("train", *words, *out))
