@@ -26,6 +26,7 @@ from cache.survey import (
     Plan,
     Survey,
     check_agreement,
+    check_features,
     check_recipes,
     merged_provenance,
     must_agree,
@@ -65,6 +66,7 @@ def merge_locked(
     """
     surveys = [Survey.of(path, CacheReader(path, memory_map=False)) for path in paths]
     check_recipes(surveys)
+    check_features(surveys)
     plan = planned(surveys)
     manifest = Manifest(surveys[0].manifest.identity, {**merged_provenance(surveys, plan), **provenance})
     replaced = next(survey.seal for survey in surveys if survey.path == out) if replace else None
@@ -107,6 +109,8 @@ def _files(sources: Iterable[Path]) -> list[Path]:
         if not inside:
             raise CacheMismatch(f"{source} is a folder without caches: expected files named *{SEGMENT_SUFFIX} in it")
         for path in inside:
+            if path.resolve() in found:
+                log.info("notice   %s is named twice, and counts once", path)
             found.setdefault(path.resolve(), path)
     return list(found.values())
 

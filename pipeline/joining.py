@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch
+from cache.union import CacheUnion
 from data.errors import bullet_list
 from data.samples import FOLDER_TASK, Sample
 from pipeline.bad_images import decodable
@@ -203,7 +204,9 @@ def _building(reader: CacheReader, build: Sequence[str]) -> str:
 
     more = rebuilding(reader)
     if len(reader.paths) > 1:
-        reuse = [word for path in reader.paths for word in ("--reuse", str(path))]
+        # Rows with other features than those of the new file are none of its.
+        files = (reader.without_embeddings if isinstance(reader, CacheUnion) else ()) or reader.paths
+        reuse = [word for path in files for word in ("--reuse", str(path))]
         out = merged_name()
         return (
             f"run `{shlex.join([*build, out, *reuse, *more.options])}`{more.user_adds}, which computes only these and "

@@ -95,8 +95,27 @@ def test_merge_lists_all_differences_of_the_recipes(make, tmp_path):
 def test_merge_refuses_sources_with_other_features(make, tmp_path):
     a = make.write(tmp_path / "a.h5", make.table())
     b = make.write(tmp_path / "b.h5", Table(**{**vars(make.table(seed=1)), "features": {}}))
-    with pytest.raises(CacheMismatch, match="same features"):
+    with pytest.raises(CacheMismatch) as caught:
         merge([a, b], tmp_path / "out.h5")
+    assert str(caught.value) == (
+        f"{a} has embeddings (2 x 3 numbers) and {b} has no embeddings: build both with --embedding or both with "
+        f"--no-embedding, or train on them as they are, which needs none: softlabel train DATA {a} {b} -o RUN"
+    )
+    c = make.write(tmp_path / "c.h5", with_feature(make.table(seed=1), "seen"))
+    with pytest.raises(CacheMismatch, match=r"c\.h5 has embeddings \(2 x 3 numbers\) and the feature seen: leave one"):
+        merge([a, c], tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+
+
+def with_feature(table, name):
+    return Table(**{**vars(table), "features": {**table.features, name: np.ones(len(table.view), "<f2")}})
+
+
+def test_a_source_that_is_named_twice_counts_once_with_a_notice(make, tmp_path, caplog):
+    a = make.write(tmp_path / "a.h5", make.table())
+    caplog.set_level("INFO")
+    make.assert_equal(merge([a, tmp_path / "." / "a.h5", a], tmp_path / "out.h5").table(), make.table())
+    assert caplog.messages == [f"notice   {a} is named twice, and counts once"] * 2
 
 
 def test_merge_keeps_names_only_if_every_source_has_them(make, tmp_path, caplog):

@@ -133,7 +133,7 @@ def test_caches_that_do_not_fit_are_refused_before_anything_is_done(
     bare = build_cache(tiny_data, tmp_path / "bare.h5", dataclasses.replace(tiny_build, views=1, embedding=False)).path
     forward_rows.clear()
     out, before = tmp_path / "t.h5", sorted(tmp_path.iterdir())
-    with pytest.raises(CacheMismatch, match=rf"{other} is of another recipe than this build") as caught:
+    with pytest.raises(CacheMismatch, match=rf"{other} is of another recipe than this build, with ano") as caught:
         build_cache(tiny_data, out, tiny_build, reuse=[old, other])
     title, *lines = str(caught.value).splitlines()
     assert f"leave out --reuse {other}" in title

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -100,9 +101,15 @@ def test_the_command_takes_them_and_evaluate_finds_them_again(
     code, out, err = cli("train", tiny_data, *halves, halves[0], "-o", tmp_path / "run", *flags, "--anyway")
     assert code == 0, err
     assert out.startswith(f"{tmp_path / 'run'}: best epoch 1")
+    said = err
     code, out, err = cli("evaluate", tmp_path / "run", tiny_data, "--workers", 0)
     assert code == 0, err
     assert "agreement" in out
+    rows = [CacheReader(half).n_rows for half in halves]
+    assert re.search(
+        rf"caches   {halves[0]} \({rows[0]} rows\), {halves[1]} \({rows[1]} rows, \d+ of them in an ", said
+    )
+    assert f"notice   {halves[0]} is named twice, and counts once" in said
     assert "no agreement with the teacher" not in err
 
 
@@ -139,7 +146,8 @@ def test_caches_of_other_recipes_are_one_error_with_every_field(
     other = resealed(halves[1], identity={"views": views, "precision": "bf16"})
     title, *lines = one_error(cli("train", tiny_data, halves[0], other, "-o", tmp_path / "run")).splitlines()
     assert (
-        f"{halves[0]} and {other} are of other recipes (the first against the second): leave one of them out" in title
+        f"{halves[0]} and {other} are of other recipes, with another --precision and another --seed (the first against "
+        "the second): leave one of them out, or build it anew" in title
     )
     assert [line.split(":")[0].strip() for line in lines] == ["precision", "views.seed"]
 
@@ -187,6 +195,22 @@ def test_the_advice_of_a_weak_teacher_begins_with_one_file(
     assert said[merging + 1].startswith("softlabel cache rehead all.h5 ")
     assert said[merging + 2].startswith("softlabel cache probe all.h5 ")
     assert said.count(said[merging]) == 1
+
+
+def test_a_cache_without_embeddings_trains_beside_one_that_has_some(
+    cli: Cli, tiny_data: Path, halves: Halves, resealed: Callable[..., Path], tmp_path: Path
+) -> None:
+    bare = resealed(halves[1], lambda table: dataclasses.replace(table, features={}))
+    flags = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 1, "--workers", 0, "--no-report")
+    code, _, err = cli("train", tiny_data, halves[0], bare, "-o", tmp_path / "run", *flags, "--anyway")
+    assert code == 0, err
+    assert f"; embeddings are left out, as {bare} has none, and training needs none" in err
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    new = next((data / "train").glob("*/*.png"))
+    new.write_bytes(new.read_bytes() + b"\0")
+    error = one_error(cli("train", data, halves[0], bare, "-o", tmp_path / "other", *flags))
+    assert f"-o all.h5 --reuse {bare} --teacher" in error
+    assert " --no-embedding" in error
 
 
 def test_a_damaged_file_is_named(tiny_data: Path, halves: Halves, flipped: Callable[..., Path], tmp_path: Path) -> None:
