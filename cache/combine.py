@@ -7,6 +7,7 @@ Legend: R rows = (sample, view), S sources.
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from cache.survey import (
     Plan,
     Survey,
     check_agreement,
+    check_features,
     check_recipes,
     merged_provenance,
     must_agree,
@@ -64,12 +66,11 @@ def merge_locked(
     """
     surveys = [Survey.of(path, CacheReader(path, memory_map=False)) for path in paths]
     check_recipes(surveys)
+    check_features(surveys)
     plan = planned(surveys)
     manifest = Manifest(surveys[0].manifest.identity, {**merged_provenance(surveys, plan), **provenance})
     replaced = next(survey.seal for survey in surveys if survey.path == out) if replace else None
-    nameless = [survey.path for survey in surveys if survey.names is None]
-    if 0 < len(nameless) < len(surveys):
-        log.warning("%s stores no names: %s has none, and they are for all samples or for none", out, nameless[0])
+    _tell_of_lost_names(surveys, out, temp_folder)
     temp = durable.temp_name(out, temp_folder)
     try:
         with NewFile(temp, plan.dims(surveys[0].dims, manifest).specs()) as new:
@@ -83,7 +84,21 @@ def merge_locked(
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
-    log.info("%s: %d rows of %d samples from %d files", out, len(plan.view), len(plan.key), len(paths))
+    log.debug("%s: %d rows of %d samples from %d files", out, len(plan.view), len(plan.key), len(paths))
+
+
+def _tell_of_lost_names(surveys: Sequence[Survey], out: Path, temp_folder: Path) -> None:
+    """Names are for all samples or for none: say which file has none where another one has."""
+    nameless = [survey.path for survey in surveys if survey.names is None]
+    if not 0 < len(nameless) < len(surveys):
+        return
+    kept = [path for path in nameless if path.parent != temp_folder]  # a part of a build is gone after it
+    if not kept:
+        log.warning("%s stores no names of images any more: the rows that were added have none", out)
+        return
+    words = shlex.join(["softlabel", "cache", "build", "DATA", "-o", "OTHER.h5", "--reuse", str(kept[0])])
+    none = "it stores none of the new ones" if kept[0] == out else f"{out} stores none"
+    log.warning("%s has no names of images, so %s; a cache with names: %s", kept[0], none, words)
 
 
 def _files(sources: Iterable[Path]) -> list[Path]:
@@ -94,6 +109,8 @@ def _files(sources: Iterable[Path]) -> list[Path]:
         if not inside:
             raise CacheMismatch(f"{source} is a folder without caches: expected files named *{SEGMENT_SUFFIX} in it")
         for path in inside:
+            if path.resolve() in found:
+                log.info("notice   %s is named twice, and counts once", path)
             found.setdefault(path.resolve(), path)
     return list(found.values())
 

@@ -17,6 +17,8 @@ from cache.manifest import Manifest
 
 Pair = tuple[bytes, int]
 FeatureShapes = dict[str, tuple[int, ...]]
+EMBEDDING = "embedding"
+"""The feature that logits were made from."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,6 +81,14 @@ def checked_rows(
         },
         name=name,
     )
+
+
+def in_words(features: Mapping[str, tuple[int, ...]]) -> str:
+    """ "embeddings (32 numbers)", or "no embeddings"; with "and the feature seen", if there are others."""
+    shape = features.get(EMBEDDING)
+    found = "no embeddings" if shape is None else f"embeddings ({' x '.join(map(str, shape)) or 'one'} numbers)"
+    others = ", ".join(name for name in features if name != EMBEDDING)
+    return f"{found} and the feature{'s' * (len(features) - (shape is not None) > 1)} {others}" if others else found
 
 
 class RowBuffer:

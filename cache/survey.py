@@ -6,6 +6,7 @@ Run: `softlabel cache merge A.h5 B.h5 -o OUT.h5`
 Legend: N samples, R rows = (sample, view).
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ import numpy as np
 
 from cache.errors import CacheMismatch
 from cache.layout import KEY_BYTES, Dims, encode_name, sortable
-from cache.manifest import SKIPPED, SKIPPED_FILES, Manifest, differences
+from cache.manifest import SKIPPED, SKIPPED_FILES, Manifest
 from cache.reader import CacheReader
+from cache.recipes import apart
+from cache.rows import EMBEDDING, FeatureShapes, in_words
 
 MERGED_FROM = "merged_from"
 """The field of the provenance that counts the files whose rows stand in this one."""
@@ -74,19 +77,50 @@ def tolerance_logits(manifest: Manifest) -> float:
 
 
 def check_recipes(surveys: Sequence[Survey]) -> None:
-    """CacheMismatch where a source is of another recipe than the first one, or has other features."""
+    """CacheMismatch where a source is of another recipe than the first one."""
     first = surveys[0]
     for other in surveys[1:]:
-        if found := differences(first.manifest.identity, other.manifest.identity):
+        names = str(first.path), str(other.path)
+        found = apart(first.manifest.identity, other.manifest.identity, names, "the first against the second")
+        if found is not None:
+            remedy = ", or build it anew with the settings of the other" if found.fields else ""
             raise CacheMismatch(
-                f"{first.path} and {other.path} are of other recipes (the first against the second): leave one of "
-                "them out, or build it anew with the settings of the other\n  " + "\n  ".join(found)
+                f"{first.path} and {other.path} are of other recipes{found.reason}: leave one of them out{remedy}"
+                f"{found.fields}"
             )
-        if other.dims.features != first.dims.features:
-            raise CacheMismatch(
-                f"{first.path} has the features {first.dims.features}, {other.path} has {other.dims.features}: "
-                f"take caches with the same features"
-            )
+
+
+def shared_features(surveys: Sequence[Survey]) -> FeatureShapes:
+    """What a reader of several caches can give of every row: embeddings only where all have them.
+
+    Nobody misses those who has logits; CacheMismatch where any other feature is not in all of them.
+    """
+    first = surveys[0]
+    has_embeddings = all(one.dims.features.get(EMBEDDING) == first.dims.features.get(EMBEDDING) for one in surveys)
+    left_out = () if has_embeddings else (EMBEDDING,)
+    found = [{name: shape for name, shape in one.dims.features.items() if name not in left_out} for one in surveys]
+    for other, features in zip(surveys, found, strict=True):
+        if features != found[0]:
+            raise CacheMismatch(f"{_features_of(first, other)}: leave one of them out")
+    return found[0]
+
+
+def check_features(surveys: Sequence[Survey]) -> None:
+    """CacheMismatch where a source has other features than the first one: a file has them for all rows or for none."""
+    first = surveys[0]
+    for other in surveys[1:]:
+        if other.dims.features == first.dims.features:
+            continue
+        shared_features([first, other])
+        words = shlex.join(["softlabel", "train", "DATA", *(str(survey.path) for survey in surveys)])
+        raise CacheMismatch(
+            f"{_features_of(first, other)}: build both with --embedding or both with --no-embedding, or train on them "
+            f"as they are, which needs none: {words} -o RUN"
+        )
+
+
+def _features_of(first: Survey, other: Survey) -> str:
+    return " and ".join(f"{one.path} has {in_words(one.dims.features)}" for one in (first, other))
 
 
 def planned(surveys: Sequence[Survey]) -> Plan:

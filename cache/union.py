@@ -7,9 +7,10 @@ Legend: R rows = (sample, view) of the union, M asked for, S sources.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cache.errors import CacheDamaged, CacheMismatch
 from cache.layout import Dims, encode_name, is_big
 from cache.manifest import Manifest
 from cache.reader import CacheReader
+from cache.rows import EMBEDDING
 from cache.survey import (
     MERGED_FROM,
     Plan,
@@ -30,8 +32,11 @@ from cache.survey import (
     merged_provenance,
     must_agree,
     planned,
+    shared_features,
 )
 from cache.verify import Block
+
+log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 8 << 20
 _N_NAMED = 3
@@ -44,8 +49,12 @@ def open_caches(paths: Sequence[str | Path], *, memory_map: bool = True) -> Cach
     CacheMismatch where they are of other recipes, or disagree in a row that several of them have.
     """
     paths = [paths] if isinstance(paths, str) else paths  # which is a sequence of its letters, too
-    once = {os.path.realpath(path): path for path in reversed(paths)}
-    kept = [path for path in paths if once.pop(os.path.realpath(path), None) is not None]
+    once: dict[str, str | Path] = {}
+    for path in paths:
+        if os.path.realpath(path) in once:
+            log.info("notice   %s is named twice, and counts once", path)
+        once.setdefault(os.path.realpath(path), path)
+    kept = list(once.values())
     if not kept:
         raise CacheMismatch("no cache to read: name one or more")
     if len(kept) == 1:
@@ -56,6 +65,7 @@ def open_caches(paths: Sequence[str | Path], *, memory_map: bool = True) -> Cach
 class CacheUnion(CacheReader):
     """Several caches of one recipe, which answer as the file that `merge` would make of them: the first one wins.
 
+    Where some have embeddings and others none, it has none, and answers as a merge of files without any.
     Its ids are those of that file; its seal follows from the seals of the files and their order. `path` names all of
     them, for messages.
     """
@@ -70,6 +80,18 @@ class CacheUnion(CacheReader):
     def paths(self) -> tuple[Path, ...]:
         """Each of the files, in order."""
         return tuple(source.path for source in self._sources)
+
+    @property
+    def shares(self) -> tuple[tuple[Path, int, int], ...]:
+        """Each of the files in order, with its rows, and how many of them stand in an earlier one, too."""
+        own = self._union[1].n_taken
+        return tuple((one.path, one.n_rows, one.n_rows - n) for one, n in zip(self._sources, own, strict=True))
+
+    @property
+    def without_embeddings(self) -> tuple[Path, ...]:
+        """The files without embeddings, where others have some, which are left out."""
+        without = tuple(source.path for source in self._sources if EMBEDDING not in source.features)
+        return without if len(without) < len(self._sources) else ()
 
     @property
     def seal(self) -> bytes:
@@ -163,6 +185,11 @@ class UnionRows:
             self._source_R[targets[is_first]] = number
             self._local_R[targets[is_first]] = np.flatnonzero(is_first)
 
+    @property
+    def n_taken(self) -> list[int]:
+        """How many rows come from each of the files."""
+        return np.bincount(self._source_R, minlength=len(self._sources)).tolist()
+
     def take(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         """Fresh, writable copies of rows of a big object, as `RowFile.take`."""
         source_M, local_M = self._source_R[rows], self._local_R[rows]
@@ -205,7 +232,7 @@ class UnionRows:
 def _joined(sources: Sequence[CacheReader], surveys: Sequence[Survey], plan: Plan) -> tuple[_UnionTables, UnionRows]:
     provenance = {**merged_provenance(surveys, plan), MERGED_FROM: len(surveys)}
     manifest = Manifest(surveys[0].manifest.identity, provenance)
-    dims = plan.dims(surveys[0].dims, manifest)
+    dims = plan.dims(replace(surveys[0].dims, features=shared_features(surveys)), manifest)
     small = {"samples/key": plan.key, "samples/first_row": plan.first_row, "rows/view": plan.view}
     if plan.names is not None:
         small["samples/name"] = np.array([encode_name(name) for name in plan.names])

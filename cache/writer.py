@@ -27,7 +27,8 @@ from cache.errors import CacheDamaged, CacheError, CacheMismatch, CacheNewer, Ma
 from cache.fill import write_table
 from cache.manifest import FORMAT, Manifest, check_format, differences, parse_strict, plain_object
 from cache.reader import CacheReader
-from cache.rows import FeatureShapes, Pair, RowBuffer, checked_rows
+from cache.recipes import apart
+from cache.rows import FeatureShapes, Pair, RowBuffer, checked_rows, in_words
 from cache.workspace import REUSED_PREFIX, SEGMENT_SUFFIX, Workspace
 
 log = logging.getLogger(__name__)
@@ -252,15 +253,15 @@ class SegmentedWriter:
             self._check_recipe(CacheReader(self.out).manifest.identity, self.out, "choose another -o")
 
     def _check_recipe(self, identity: dict[str, Any], where: Path, remedy: str) -> None:
-        if found := differences(identity, self.manifest.identity):
-            lines = "\n  ".join(found)
-            raise CacheMismatch(f"{where} is of another recipe (stored against wanted): {remedy}\n  {lines}")
+        names = "it", "what is to be written"
+        if found := apart(identity, self.manifest.identity, names, "stored against wanted"):
+            raise CacheMismatch(f"{where} is of another recipe{found.reason}: {remedy}{found.fields}")
 
     def _check_features(self, found: FeatureShapes, where: str) -> None:
         if self._features is None:
             self._features = found
         if found != self._features:
-            raise CacheMismatch(f"{where} has the features {found}, the rows before it {self._features}")
+            raise CacheMismatch(f"{where} has {in_words(found)}, the rows before it have {in_words(self._features)}")
 
     def _take_up_plan(self) -> None:
         """Read the plan of an earlier run, whose compute setting wins if it left any rows, or write this one's."""

@@ -35,6 +35,8 @@ def check_data_and_cache(data: str | Path, caches: Sequence[str | Path], order: 
     for cache in caches:
         if _is_described(cache):
             raise CacheMismatch(f"{cache} is no cache but describes a data set: the order is `softlabel {order}`")
+        if Path(cache).is_dir() and Path(caches[0]).is_file():
+            raise CacheMismatch(f"{cache} is a folder, no cache: name the .h5 file itself")
         if len(caches) > 1 and Path(cache).is_dir():
             raise CacheMismatch(f"{cache} is a folder, no cache: the order is `softlabel {order}`")
 

@@ -18,7 +18,7 @@ import torch
 from cache import CacheReader, Manifest
 from cache.errors import CacheDamaged, CacheMismatch, CacheNotFound
 from cache.layout import Dims
-from cache.manifest import differences
+from cache.recipes import apart
 from cache.rows import FeatureShapes, Pair
 from cache.store import Store
 from cache.workspace import Workspace
@@ -200,11 +200,9 @@ def _standing(out: Path, manifest: Manifest, features: FeatureShapes) -> set[Pai
     for path in [*([workspace.out] if workspace.out.exists() else []), *workspace.segments()]:
         try:
             reader = CacheReader(path, memory_map=False)
-            if found := differences(reader.manifest.identity, manifest.identity):
-                listed = "\n  ".join(found)
-                raise CacheMismatch(
-                    f"{path} is of another recipe (stored against wanted): choose another -o\n  {listed}"
-                )
+            names = "it", "what is to be written"
+            if found := apart(reader.manifest.identity, manifest.identity, names, "stored against wanted"):
+                raise CacheMismatch(f"{path} is of another recipe{found.reason}: choose another -o{found.fields}")
             check_features(out, reader.features, features)
             done |= reader.pairs()
         except (CacheNotFound, CacheDamaged):

@@ -17,6 +17,10 @@ class TeacherError(PipelineError, ValueError):
     """A teacher that cannot be loaded, or that answers with numbers nobody can learn from."""
 
 
+class TeacherNotFound(TeacherError):
+    """No teacher of that name can be had here."""
+
+
 class WeakTeacher(PipelineError, ValueError):
     """A teacher whose answers are near chance, or go by other class names than the labels."""
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch
+from cache.union import CacheUnion
 from data.errors import bullet_list
 from data.samples import FOLDER_TASK, Sample
 from pipeline.bad_images import decodable
-from pipeline.repair.remedies import MERGED, advice_other_classes, derived_by, in_one_file
+from pipeline.repair.remedies import advice_other_classes, derived_by, in_one_file, merged_name
 from pipeline.scores.table import imported_from
 from pipeline.targets import StoredTask, TeacherTargets, read_by_training, view_policy
 from pipeline.tasks import ASKED_AS, Tasks, label_numbers, matching_task
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _N_NAMED = 20
 """Classes that a message lists: a teacher may know thousands."""
+
+_OTHERS = "if other caches have them, `softlabel train` takes those, too"
 
 Groups = Mapping[str, Sequence[Sample]]
 
@@ -185,15 +188,29 @@ def _extending(reader: CacheReader, words: Sequence[str]) -> str:
             f"it was made by `softlabel cache {head}` from another cache: extend that one by "
             f"`{shlex.join([*build, 'PARENT.h5'])}` with the settings it was built with, then {head} it again"
         )
-    if len(reader.paths) > 1 and scores is None:
-        reuse = [word for path in reader.paths for word in ("--reuse", str(path))]
-        return (
-            f"run `{shlex.join([*build, MERGED, *reuse])}` with the settings they were built with, which computes only "
-            f"these and takes the others from them, and name {MERGED} instead"
-        )
+    if scores is None:
+        return _building(reader, build)
     file, merging = in_one_file(reader, str(reader.path))
     commands = [*merging, f"{shlex.join(build)} {file}"]
-    remedy = f"run `{'`, then `'.join(commands)}` with the settings it was built with, which adds only these"
-    if scores is not None:
-        remedy += f", if {scores} has their scores; a longer table makes another cache, under another -o"
-    return remedy
+    return (
+        f"run `{'`, then `'.join(commands)}` with the settings it was built with, which adds only these, if "
+        f"{scores} has their scores; a longer table makes another cache, under another -o"
+    )
+
+
+def _building(reader: CacheReader, build: Sequence[str]) -> str:
+    """The same where a teacher is asked."""
+    from pipeline.rebuilding import rebuilding  # with the teachers' code, which training does without
+
+    more = rebuilding(reader)
+    if len(reader.paths) > 1:
+        # Rows with other features than those of the new file are none of its.
+        files = (reader.without_embeddings if isinstance(reader, CacheUnion) else ()) or reader.paths
+        reuse = [word for path in files for word in ("--reuse", str(path))]
+        out = merged_name()
+        return (
+            f"run `{shlex.join([*build, out, *reuse, *more.options])}`{more.user_adds}, which computes only these and "
+            f"takes the others from them, and name {out} instead; {_OTHERS}"
+        )
+    command = shlex.join([*build, str(reader.path), *more.options])
+    return f"run `{command}`{more.user_adds}, which adds only these; {_OTHERS}"

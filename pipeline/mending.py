@@ -48,8 +48,6 @@ REPAIRED = "repaired"
 """The field of the provenance that lists blocks which are not, bit for bit, what was sealed once."""
 # Of an embedding as float16, by its length: float32 sums in another order, half precision, and the rounding itself.
 _TOLERANCE_EMBEDDING = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1e-1}
-_N_NAMED = 20
-"""Images that a message lists."""
 
 Computed = dict[str, NDArray[Any]]
 """Object name -> its values in some rows."""
@@ -246,11 +244,10 @@ def _wanted(reader: CacheReader, rows_R: NDArray[np.int64], data: str | Path, sc
     lacking = [owner for owner in owners.tolist() if bytes(reader.keys[owner]) not in sample_of]
     if lacking:
         named = [reader.keys[at].tobytes().hex() if reader.names is None else reader.names[at] for at in lacking]
-        more = [f"and {len(named) - _N_NAMED:,} more"] if len(named) > _N_NAMED else []
         raise CacheMismatch(
             f"{data} lacks {len(lacking):,} of the {len(owners):,} images whose rows are damaged in {reader.path}, or "
             f"has them with other bytes; nothing was changed. Name the folder that has them:\n"
-            f"{bullet_list([*named[:_N_NAMED], *more])}"
+            f"{bullet_list(named)}"
         )
     return [
         (sample_of[bytes(reader.keys[owner])], reader.view[rows_R[owners_R == owner]].tolist())

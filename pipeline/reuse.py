@@ -14,7 +14,7 @@ from typing import Any
 
 from cache import CacheReader, Manifest, SegmentedWriter
 from cache.errors import CacheMismatch
-from cache.manifest import differences
+from cache.recipes import apart
 from cache.rows import FeatureShapes, Pair
 from pipeline.errors import SettingError
 from pipeline.targets import SEEN
@@ -48,11 +48,12 @@ def check_reusable(reuse: Sequence[str | Path], manifest: Manifest, features: Fe
     """
     for path in map(Path, reuse):
         reader = CacheReader(path, memory_map=False)
-        if found := differences(reader.manifest.identity, manifest.identity):
-            listed = "\n  ".join(found)
+        names = "it", "what is to be written"
+        if found := apart(reader.manifest.identity, manifest.identity, names, "stored against wanted"):
+            remedy = ", or repeat the command with the settings it was built with" if found.fields else ""
             raise CacheMismatch(
-                f"{path} is of another recipe than this build (stored against wanted): leave out --reuse {path}, or "
-                f"repeat the command with the settings it was built with\n  {listed}"
+                f"{path} is of another recipe than this build{found.reason}: leave out --reuse {path}{remedy}"
+                f"{found.fields}"
             )
         check_features(path, reader.features, features, f"leave out --reuse {path}")
 
@@ -75,10 +76,13 @@ def take_rows(
 
 
 def reusable_rows(reuse: Sequence[str | Path], wanted: Wanted) -> list[tuple[Path, set[Pair]]]:
-    """What `take_rows` would take of each."""
+    """What `take_rows` would take of each; CacheDamaged, as it says, where one that has any of it does not verify."""
     missing, found = set(_pairs(wanted)), []
     for path in map(Path, reuse):
-        there = missing & CacheReader(path, memory_map=False).pairs() if missing else set[Pair]()
+        with CacheReader(path, memory_map=False) as reader:
+            there = missing & reader.pairs() if missing else set[Pair]()
+            if there:
+                reader.verify()
         missing -= there
         found.append((path, there))
     return found

@@ -205,9 +205,10 @@ class _Training:
         differing, changed = other_settings(previous["config"], self._config), dict(_CHANGED)
         named = (previous["config"].get("cache"), _named(self._reader))
         if named[0] != named[1] and any(isinstance(one, list) for one in named):
-            changed["seal"] = "the caches are others, or in another order,"
+            begun, got = (", ".join(one) if isinstance(one, list) else one for one in named)
+            changed["seal"] = f"it was begun with {begun}, and got {got}: name the same caches in the same order"
         differing += [
-            f"{what} since: restore it, or start a new run with another -o" for name, what in changed.items()
+            f"{what}, or start a new run with another -o" for name, what in changed.items()
             if previous["ids"].get(name, self._ids[name]) != self._ids[name]
         ]  # fmt: skip
         if differing:
@@ -323,9 +324,9 @@ class _Training:
 
 
 _CHANGED = {
-    "seal": "the cache was extended or rebuilt",
-    "images": "images were added, removed or relabelled",
-    "class_weights": "the file of class weights was changed",
+    "seal": "the cache was extended or rebuilt since: restore it",
+    "images": "images were added, removed or relabelled since: restore them",
+    "class_weights": "the file of class weights was changed since: restore it",
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from pipeline.commands.shared import FILE, data_options, device_options, goes_on
 if TYPE_CHECKING:
     from cache.store import Store
     from data.options import ScanOptions
+    from pipeline.build import BuildResult
     from pipeline.slices import Slice
 
 
@@ -87,16 +90,19 @@ def cache_build(
     Train images get all views, images of other splits the clean one. Repeating the command resumes an interrupted
     build, and adds images or views that are new.
     """
+    if url is None and (yes or not publish):
+        raise click.UsageError("--yes and --no-publish go with --store URL")
     store = _store(url, asking=publish and not dry_run, yes=yes)
     if dry_run:
         from pipeline.dry_run import plan_build
         from pipeline.recipe import BuildConfig
 
         asking = dataclasses.replace(scan, remember_split=False)
-        plan = plan_build(data, out, BuildConfig(**settings), asking, reuse=reuse, part=part, store=store)
+        with _or_pull(store):
+            plan = plan_build(data, out, BuildConfig(**settings), asking, reuse=reuse, part=part, store=store)
         click.echo(_no_images(data, part) if plan is None else "\n".join(plan.lines()))
         return
-    with goes_on_with(same_command):
+    with goes_on_with(same_command), _or_pull(store):
         from pipeline.build import BuildConfig, build_cache
 
         result = build_cache(
@@ -106,18 +112,45 @@ def cache_build(
     if not result.n_rows:
         click.echo(_no_images(data, part))
         return
-    speed = f", {result.n_computed / result.wall_s:.1f} views/s" if result.n_computed else ""
-    taken = "".join(f", {one.n_rows:,} taken from {one.path}" for one in result.reused)
-    taken += f", {result.n_pulled:,} from {store.address.shown}" if store is not None else ""
     click.echo(
-        f"{out if part is None else result.path}: {result.n_rows:,} views of {result.n_samples:,} images "
-        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed}{taken})"
-        + (f", {result.n_skipped:,} images left out" if result.n_skipped else "")
-        + (f", {result.n_recomputed:,} rows overflowed and were computed in fp32" if result.n_recomputed else "")
-        + (f"; when all {part.count} stand: {_next_commands(part, data, scan, out)}" if part is not None else "")
+        f"{out if part is None else result.path}: {_what_was_built(result, store)}{_then(part, data, scan, out)}"
     )
     if store is not None and result.pushed is not None and result.pushed.is_new:
         click.echo(f"{store.address.shown}: {result.pushed.entry.n_rows:,} views put there")
+
+
+def _what_was_built(result: BuildResult, store: Store | None) -> str:
+    speed = f", {result.n_computed / result.wall_s:.1f} views/s" if result.n_computed else ""
+    taken = "".join(f", {one.n_rows:,} taken from {one.path}" for one in result.reused)
+    # In an earlier attempt, too, rows may have come from the store: nobody counted which.
+    n_before = result.n_rows - result.n_computed - result.n_pulled - sum(one.n_rows for one in result.reused)
+    if store is not None:
+        taken += f", {result.n_pulled:,}{' taken now' if n_before else ''} from {store.address.shown}"
+    taken += f", {n_before:,} stood before" if n_before else ""
+    return (
+        f"{result.n_rows:,} views of {result.n_samples:,} images "
+        f"({result.n_computed:,} computed now in {result.wall_s:.0f} s{speed}{taken})"
+        + (f", {result.n_skipped:,} images left out" if result.n_skipped else "")
+        + (f", {result.n_recomputed:,} rows overflowed and were computed in fp32" if result.n_recomputed else "")
+    )
+
+
+@contextlib.contextmanager
+def _or_pull(store: Store | None) -> Iterator[None]:
+    """Who has no teacher may still have what it said, of teammates."""
+    from pipeline.errors import TeacherNotFound
+
+    try:
+        yield
+    except TeacherNotFound as error:
+        if store is None:
+            raise
+        shown = store.address.shown
+        pull = shlex.join(["softlabel", "cache", "pull", f"{shown}/ID", "-o", "OUT.h5"])
+        raise TeacherNotFound(
+            f"{error}\nTo take a cache that a teammate built, without the teacher:\n"
+            f"  {shlex.join(['softlabel', 'cache', 'list', shown])}\n  {pull}"
+        ) from error
 
 
 def _store(url: str | None, *, asking: bool, yes: bool) -> Store | None:
@@ -140,11 +173,14 @@ def _no_images(data: Path, part: Slice | None) -> str:
     return f"slice {part} of {data} has no images to compute: nothing was written"
 
 
-def _next_commands(part: Slice, data: Path, scan: ScanOptions, out: Path) -> str:
+def _then(part: Slice | None, data: Path, scan: ScanOptions, out: Path) -> str:
     """What is done with the files of all slices."""
+    if part is None:
+        return ""
     files, words = part.every_file(out), shlex.join([str(data), *scan.words()])
     merge = f"softlabel cache merge {files} -o {shlex.quote(str(out))}"
-    return f"`{merge}`, or at once `softlabel train {words} {files} -o RUN`"
+    stand = f"when all {part.count} stand" if part.count > 1 else "next"
+    return f"; {stand}: `{merge}`, or at once `softlabel train {words} {files} -o RUN`"
 
 
 @cache.command("info")
@@ -208,7 +244,10 @@ def cache_verify(
 @cache.command("repair")
 @click.argument("file", type=FILE)
 @click.argument("data", type=FILE)
-@click.option("--teacher", required=True, help="The one that the cache was built with: a folder, file or name.")
+@click.option(
+    "--teacher", default="google/medsiglip-448", show_default=True,
+    help="The one that the cache was built with: a folder, file or name.",
+)  # fmt: skip
 @device_options
 @data_options
 def cache_repair(file: Path, data: Path, teacher: str, device: str, workers: int | None, scan: ScanOptions) -> None:
@@ -236,7 +275,9 @@ def cache_merge(sources: tuple[Path, ...], out: Path) -> None:
     with goes_on_with(same_command):
         from cache import merge
         from pipeline.outputs import check_output_file
+        from pipeline.slices import tell_of_missing_slices
 
         check_output_file(out)
+        tell_of_missing_slices(sources)
         reader = merge(sources, out)
     click.echo(f"{out}: {reader.n_rows:,} views of {reader.n_samples:,} images")

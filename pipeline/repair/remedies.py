@@ -5,6 +5,8 @@ Loads no torch: `softlabel cache info FILE` asks here, too.
 
 from __future__ import annotations
 
+import itertools
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +16,6 @@ from pipeline.scores.table import imported_from
 
 EMBEDDING = "embedding"
 PROBE, REHEAD = "probe", "rehead"
-MERGED = "all.h5"
-"""The file that a union becomes, in messages."""
 PROMPTED_KINDS = ("siglip", "clip")
 """Kinds of teachers, in an identity, whose logits follow from prompts: those of `pipeline.teachers.dual_encoder`."""
 
@@ -96,7 +96,14 @@ def in_one_file(reader: CacheReader, cache: str) -> tuple[str, list[str]]:
     """
     if len(reader.paths) == 1:
         return shlex.quote(cache), []
-    return MERGED, [shlex.join(["softlabel", "cache", "merge", *map(str, reader.paths), "-o", MERGED])]
+    merged = merged_name()
+    return merged, [shlex.join(["softlabel", "cache", "merge", *map(str, reader.paths), "-o", merged])]
+
+
+def merged_name() -> str:
+    """The file that a union becomes, in messages: all.h5, or the first of all-2.h5, all-3.h5, ... that is not there."""
+    names = itertools.chain(["all.h5"], (f"all-{number}.h5" for number in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _info(reader: CacheReader, cache: str) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from pipeline.errors import TeacherError, first_line
+from pipeline.errors import TeacherError, TeacherNotFound, first_line
 from pipeline.network import check_network
 
 DEFAULT_TEACHER = "google/medsiglip-448"
@@ -32,7 +32,7 @@ def load_local_first(source: str, load: Callable[[bool], Model], expected: str) 
     """
     is_folder = Path(source).is_dir()
     if not is_folder and (Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") != 1):
-        raise TeacherError(
+        raise TeacherNotFound(
             f"no such teacher folder or file: {source}; expected one, a hub name such as {DEFAULT_TEACHER}, "
             "torchvision:NAME or timm:NAME"
         )
@@ -47,7 +47,7 @@ def load_local_first(source: str, load: Callable[[bool], Model], expected: str) 
         check_network("huggingface.co")
         return load(False)
     except LOADING_ERRORS as error:
-        raise TeacherError(
+        raise TeacherNotFound(
             f"cannot load the teacher {source}: it is no folder here, and {first_line(error)}\n"
             f"If it is gated, accept its terms at https://huggingface.co/{source} and run `hf auth login`; "
             "without a network, pass a folder that holds it: --teacher DIR\n"

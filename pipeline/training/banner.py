@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from cache.errors import printable
+from cache.union import CacheUnion
 from pipeline.targets import teacher_parameters
 from pipeline.training.config import TrainConfig
 from pipeline.training.lessons import Lessons
@@ -18,6 +19,8 @@ from pipeline.training.verdicts import CAPACITY_GAP
 _MB = 1_000_000
 _N_NAMED = 20
 """Classes that are counted in the banner."""
+_N_CACHES = 8
+"""Files that are named in it."""
 
 
 def banner(
@@ -30,6 +33,8 @@ def banner(
         f"{artefact_bytes / _MB:.1f} MB exported ({artefact_bytes / _MB / config.budget_mb:.0%} of the budget of "
         f"{config.budget_mb:g} MB)"
     )
+    if isinstance(lessons.targets.reader, CacheUnion):
+        yield printable(f"caches   {_caches(lessons.targets.reader)}")
     teacher_size = teacher_parameters(lessons.targets.reader)
     if teacher_size and config.teacher:
         ratio = n_parameters / teacher_size
@@ -55,6 +60,18 @@ def banner(
         yield printable(f"classes  {of_task}{listed}")
     threads = torch.get_num_threads()
     yield f"runs on  {device}, {precision}, {threads} thread{'s' * (threads != 1)}, {workers} loader processes"
+
+
+def _caches(union: CacheUnion) -> str:
+    """Which rows are from which file."""
+    shares = [
+        f"{path} ({n_rows:,} rows" + (f", {n_shared:,} of them in an earlier one)" if n_shared else ")")
+        for path, n_rows, n_shared in union.shares
+    ]
+    more = [f"and {len(shares) - _N_CACHES:,} more"] if len(shares) > _N_CACHES else []
+    bare = union.without_embeddings
+    left_out = f"; embeddings are left out, as {bare[0]} has none, and training needs none" if bare else ""
+    return ", ".join([*shares[:_N_CACHES], *more]) + left_out
 
 
 def _n_classes(lessons: Lessons) -> str:

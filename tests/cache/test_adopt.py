@@ -134,9 +134,9 @@ def test_what_cannot_become_rows_of_the_output_is_refused_and_nothing_is_taken(
             (
                 other,
                 CacheMismatch,
-                r"other\.h5 is of another recipe .*\n  precision: .*\n  teacher\.scale: ",
+                r"other\.h5 is of another recipe, with another --precision .*\n  precision: .*\n  teacher\.scale: ",
             ),
-            (bare, CacheMismatch, r"bare\.h5 has the features \{\}, the rows before it \{'embedding"),
+            (bare, CacheMismatch, r"bare\.h5 has no embeddings, the rows before it have embeddings \("),
             (
                 damaged,
                 CacheDamaged,

@@ -95,8 +95,27 @@ def test_merge_lists_all_differences_of_the_recipes(make, tmp_path):
 def test_merge_refuses_sources_with_other_features(make, tmp_path):
     a = make.write(tmp_path / "a.h5", make.table())
     b = make.write(tmp_path / "b.h5", Table(**{**vars(make.table(seed=1)), "features": {}}))
-    with pytest.raises(CacheMismatch, match="same features"):
+    with pytest.raises(CacheMismatch) as caught:
         merge([a, b], tmp_path / "out.h5")
+    assert str(caught.value) == (
+        f"{a} has embeddings (2 x 3 numbers) and {b} has no embeddings: build both with --embedding or both with "
+        f"--no-embedding, or train on them as they are, which needs none: softlabel train DATA {a} {b} -o RUN"
+    )
+    c = make.write(tmp_path / "c.h5", with_feature(make.table(seed=1), "seen"))
+    with pytest.raises(CacheMismatch, match=r"c\.h5 has embeddings \(2 x 3 numbers\) and the feature seen: leave one"):
+        merge([a, c], tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+
+
+def with_feature(table, name):
+    return Table(**{**vars(table), "features": {**table.features, name: np.ones(len(table.view), "<f2")}})
+
+
+def test_a_source_that_is_named_twice_counts_once_with_a_notice(make, tmp_path, caplog):
+    a = make.write(tmp_path / "a.h5", make.table())
+    caplog.set_level("INFO")
+    make.assert_equal(merge([a, tmp_path / "." / "a.h5", a], tmp_path / "out.h5").table(), make.table())
+    assert caplog.messages == [f"notice   {a} is named twice, and counts once"] * 2
 
 
 def test_merge_keeps_names_only_if_every_source_has_them(make, tmp_path, caplog):
@@ -105,7 +124,23 @@ def test_merge_keeps_names_only_if_every_source_has_them(make, tmp_path, caplog)
     assert merge([b], tmp_path / "b_alone.h5").names is None
     assert "names" not in caplog.text
     assert merge([a, b], tmp_path / "out.h5").names is None
-    assert f"out.h5 stores no names: {b} has none" in caplog.text
+    remedy = f"a cache with names: softlabel cache build DATA -o OTHER.h5 --reuse {b}"
+    assert f"{b} has no names of images, so {tmp_path / 'out.h5'} stores none; {remedy}" in caplog.text
+
+
+def test_a_cache_without_names_that_is_extended_says_so_once_and_not_in_a_circle(make, tmp_path, caplog):
+    named, bare = make.table(seed=1), make.table(seed=2, names=False)
+    out = make.write(tmp_path / "t.h5", bare)
+    assert make.build(out, named).names is None
+    (said,) = caplog.messages
+    assert said == (
+        f"{out} has no names of images, so it stores none of the new ones; a cache with names: "
+        f"softlabel cache build DATA -o OTHER.h5 --reuse {out}"
+    )
+    caplog.clear()
+    assert make.build(make.write(tmp_path / "n.h5", named), bare).names is None
+    (said,) = caplog.messages
+    assert said == f"{tmp_path / 'n.h5'} stores no names of images any more: the rows that were added have none"
 
 
 def test_merge_lists_the_skipped_samples_of_all_sources_that_it_has_no_rows_of(make, tmp_path):

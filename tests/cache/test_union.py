@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -118,11 +119,17 @@ def test_other_recipes_are_refused_with_all_that_differs_and_what_to_do(
     with pytest.raises(CacheMismatch) as caught:
         open_caches([a, b])
     title, *lines = str(caught.value).splitlines()
-    assert title.startswith(f"{a} and {b} are of other recipes (the first against the second): leave one of them out")
+    assert title == (
+        f"{a} and {b} are of other recipes, with another --precision (the first against the second): leave one of them "
+        "out, or build it anew with the settings of the other"
+    )
     assert [line.split(":")[0].strip() for line in lines] == ["precision", "teacher.scale", "teacher.weights"]
 
 
-def test_one_file_or_the_same_one_twice_is_that_file(halves: Halves, tmp_path: Path) -> None:
+def test_one_file_or_the_same_one_twice_is_that_file(
+    halves: Halves, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "link.h5").symlink_to(halves[0])
     for paths in (str(halves[0]), [halves[0]], [halves[0], halves[0]], [halves[0], tmp_path / "link.h5"]):
         reader = open_caches(paths)
@@ -131,6 +138,50 @@ def test_one_file_or_the_same_one_twice_is_that_file(halves: Halves, tmp_path: P
     twice = open_caches([*halves, halves[0]])
     assert isinstance(twice, CacheUnion)
     assert twice.paths == halves
+    assert caplog.messages[-1] == f"notice   {halves[0]} is named twice, and counts once"
+    assert len(caplog.messages) == 3
+
+
+def test_embeddings_that_some_files_lack_are_left_out_and_nothing_else(
+    make: ModuleType, halves: Halves, table: Table, tmp_path: Path
+) -> None:
+    def bare_file(source: Path) -> Path:
+        return make.write(tmp_path / f"bare {source.name}", replace(CacheReader(source).table(), features={}))
+
+    bare = [bare_file(half) for half in halves]
+    for mixed in ((halves[0], bare[1]), (bare[0], halves[1])):
+        union = open_caches(mixed)
+        assert isinstance(union, CacheUnion)
+        assert union.without_embeddings == tuple(path for path in mixed if path in bare)
+        assert_same_answers(union, merge(bare, tmp_path / "merged.h5"), make)
+        (tmp_path / "merged.h5").unlink()
+        union.verify()
+        make.assert_equal(pickle.loads(pickle.dumps(union)).table(), replace(table, features={}))
+    for alike in (halves, bare):
+        union = open_caches(alike)
+        assert isinstance(union, CacheUnion)
+        assert union.without_embeddings == ()
+
+
+def test_any_other_feature_is_in_all_files_or_they_are_refused(
+    make: ModuleType, halves: Halves, tmp_path: Path
+) -> None:
+    """Such as the one that says which images a teacher was fitted on, which no reader may miss."""
+    rows = CacheReader(halves[1]).table()
+    features = {"seen": np.ones(len(rows.view), "<f2")}
+    other = make.write(tmp_path / "c.h5", replace(rows, features=features))
+    with pytest.raises(
+        CacheMismatch, match=r"numbers\) and \S+ has no embeddings and the feature seen: leave one of them"
+    ):
+        open_caches([halves[0], other])
+
+
+def test_it_says_how_many_rows_come_from_each_file(halves: Halves, table: Table) -> None:
+    a, b = (CacheReader(half).n_rows for half in halves)
+    union = open_caches(halves)
+    assert isinstance(union, CacheUnion)
+    assert union.shares == ((halves[0], a, 0), (halves[1], b, a + b - len(table.view)))
+    assert a + b > len(table.view)
 
 
 def test_a_file_that_is_missing_is_named(halves: Halves, tmp_path: Path) -> None:

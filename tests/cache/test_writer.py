@@ -338,7 +338,7 @@ def bad_adds():
     yield "not finite", lambda add: {**add, "params": add["params"] * np.float32("inf")}
     yield "not finite", lambda add: {**add, "features": {"embedding": np.full((1, 2, 3), 70_000.0)}}
     yield "feature name", lambda add: {**add, "features": {"../x": np.zeros((1, 2))}}
-    yield "the features", lambda add: {**add, "features": {}}
+    yield "has no embeddings, the rows before it have embeddings", lambda add: {**add, "features": {}}
     yield "NUL", lambda add: {**add, "name": "a\0b"}
     yield "came before", lambda add: add
 

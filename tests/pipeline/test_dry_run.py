@@ -130,7 +130,7 @@ def test_the_plan_of_an_interrupted_build_counts_its_parts(
     found = plan_build(tiny_data, out, tiny_build)
     assert (found.n_done, found.n_views) == (n_sealed, 120 - n_sealed)
     assert n_sealed > 0
-    with pytest.raises(CacheMismatch, match=r"is of another recipe .*\n  views.seed"):
+    with pytest.raises(CacheMismatch, match=r"is of another recipe, with another --seed .*\n  views.seed"):
         plan_build(tiny_data, out, dataclasses.replace(tiny_build, seed=1))
     with pytest.raises(SettingError, match="have embeddings: repeat the command with --embedding"):
         plan_build(tiny_data, out, dataclasses.replace(tiny_build, embedding=False))

@@ -283,8 +283,8 @@ def test_the_command_in_an_error_can_be_pasted_into_a_shell(tiny_cache: Path, da
     path.with_name("new.png").write_bytes(path.read_bytes() + bytes(1))
     with pytest.raises(CacheMismatch) as caught:
         join(cache, spaced)
-    command = str(caught.value).split("`")[1]
-    assert shlex.split(command) == ["softlabel", "cache", "build", str(spaced), "-o", str(cache)]
+    command = shlex.split(str(caught.value).split("`")[1])
+    assert command[:6] == ["softlabel", "cache", "build", str(spaced), "-o", str(cache)]
 
 
 def test_a_cache_of_other_classes_and_images_does_not_advise_what_cannot_help(tiny_cache: Path, data: Path) -> None:

@@ -284,6 +284,24 @@ def test_images_that_data_lacks_are_named_and_nothing_is_changed(
     assert_unchanged(damaged, content)
 
 
+def test_of_many_images_that_data_lacks_twenty_are_named_and_the_others_counted(
+    sound: Path, tiny_data: Path, tiny_build: BuildConfig, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(sound, tmp_path / "whole.h5"))
+    reader = CacheReader(path)
+    for first in range(0, reader.n_rows, N_BLOCK):
+        flip(path, "logits/0", first)
+    n_train = len(scan_data(tiny_data).of_split("train"))
+    other = shutil.copytree(tiny_data, tmp_path / "images")
+    for image in other.glob("train/*/*.png"):
+        image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(CacheMismatch, match=rf"lacks {n_train} of the {reader.n_samples} images") as caught:
+        repaired(path, other, tiny_build)
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1].strip() == f"... and {n_train - 20} more"
+
+
 def test_images_that_broke_meanwhile_are_named(
     damaged: Path, tiny_data: Path, tiny_build: BuildConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

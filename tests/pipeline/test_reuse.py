@@ -15,6 +15,7 @@ from data import loaders
 from data.scan import scan_data
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
+from pipeline.dry_run import plan_build
 from pipeline.errors import OutOfMemory, SettingError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -132,7 +133,7 @@ def test_caches_that_do_not_fit_are_refused_before_anything_is_done(
     bare = build_cache(tiny_data, tmp_path / "bare.h5", dataclasses.replace(tiny_build, views=1, embedding=False)).path
     forward_rows.clear()
     out, before = tmp_path / "t.h5", sorted(tmp_path.iterdir())
-    with pytest.raises(CacheMismatch, match=rf"{other} is of another recipe than this build") as caught:
+    with pytest.raises(CacheMismatch, match=rf"{other} is of another recipe than this build, with ano") as caught:
         build_cache(tiny_data, out, tiny_build, reuse=[old, other])
     title, *lines = str(caught.value).splitlines()
     assert f"leave out --reuse {other}" in title
@@ -144,6 +145,8 @@ def test_caches_that_do_not_fit_are_refused_before_anything_is_done(
     damaged = flipped(tiny_cache, "features/embedding")
     with pytest.raises(ValueError, match=rf"{damaged} is damaged in 1 block.*`softlabel cache repair {damaged} DATA"):
         build_cache(tiny_data, out, tiny_build, reuse=[damaged])
+    with pytest.raises(ValueError, match=rf"{damaged} is damaged in 1 block.*`softlabel cache repair {damaged} DATA"):
+        plan_build(tiny_data, out, tiny_build, reuse=[damaged])
     assert sorted(tmp_path.iterdir()) == sorted([*before, damaged])
     assert forward_rows == []
 

@@ -14,7 +14,7 @@ from data.options import ScanOptions
 from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
 from pipeline.errors import SettingError
-from pipeline.slices import Slice
+from pipeline.slices import Slice, tell_of_missing_slices
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -61,6 +61,37 @@ def test_names_of_files_sort_and_the_pattern_finds_them(tmp_path: Path) -> None:
     assert names == ["t.01-of-16.h5", "t.10-of-16.h5", "t.16-of-16.h5"]
     assert parts[0].every_file("a folder/t.h5") == "'a folder/t'.*-of-16.h5"
     assert Slice(1, 2).file("t") == Path("t.1-of-2")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("t.1-of-3.h5", "x/t.3-of-3.h5"), "t.2-of-3.h5, t.3-of-3.h5, x/t.1-of-3.h5 and 1 more are not among them"),
+        (("t.1-of-3.h5", "t.3-of-3.h5", "other.h5"), "t.2-of-3.h5 is not among them (a slice without images has no "),
+        (("t.01-of-12.h5",), "t.02-of-12.h5, t.03-of-12.h5, t.04-of-12.h5 and 8 more are not among them"),
+        (("t.2-of-2", "t.1-of-2"), ""),
+        (("t.1-of-12.h5", "t.0-of-3.h5", "t.4-of-3.h5", "t.h5", "1-of-3.h5", "a folder"), ""),
+    ],
+)
+def test_slices_that_are_missing_among_files_are_told(
+    files: tuple[str, ...], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_of_missing_slices([Path(file) for file in files])
+    assert [message.startswith(said) for message in caplog.messages] == [True] * bool(said)
+
+
+def test_a_merge_without_one_of_the_slices_says_which(cli: Cli, slices: list[Path], tmp_path: Path) -> None:
+    code, _, err = cli("cache", "merge", slices[0], slices[2], "-o", tmp_path / "t.h5")
+    assert code == 0, err
+    assert err.strip().endswith(f"{slices[1]} is not among them (a slice without images has no file)")
+    assert cli("cache", "merge", *slices, "-o", tmp_path / "all.h5")[2] == ""
+
+
+def test_the_only_slice_is_told_of_in_the_singular(
+    cli: Cli, few_images: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    words = ("cache", "build", few_images, "-o", tmp_path / "t.h5", "--teacher", tiny_teacher, "--slice", "1/1")
+    assert "; next: `softlabel cache merge " in cli(*words)[1]
 
 
 WRONG = ("0/4", "5/4", "a/b", "4", "1/0", "1/-2", "", "1/4/4", "1 / 4", "\u0661/4", "1/10000000")

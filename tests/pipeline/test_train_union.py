@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,8 +84,12 @@ def test_it_goes_on_with_the_same_files_in_the_same_order_alone(
         patch.setattr(RunFolder, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_data, halves, tmp_path / "run", CONFIG, workers=0, report=False)
-    with pytest.raises(RunError, match="the caches are others, or in another order, since"):
+    with pytest.raises(RunError, match="other settings") as caught:
         train(tiny_data, halves[::-1], tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
+    assert str(caught.value).splitlines()[1].strip() == (
+        f"it was begun with {halves[0]}, {halves[1]}, and got {halves[1]}, {halves[0]}: name the same caches in the "
+        "same order, or start a new run with another -o"
+    )
     train(tiny_data, halves, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
     assert metrics(tmp_path / "run") == metrics(union_run)
 
@@ -95,9 +101,15 @@ def test_the_command_takes_them_and_evaluate_finds_them_again(
     code, out, err = cli("train", tiny_data, *halves, halves[0], "-o", tmp_path / "run", *flags, "--anyway")
     assert code == 0, err
     assert out.startswith(f"{tmp_path / 'run'}: best epoch 1")
+    said = err
     code, out, err = cli("evaluate", tmp_path / "run", tiny_data, "--workers", 0)
     assert code == 0, err
     assert "agreement" in out
+    rows = [CacheReader(half).n_rows for half in halves]
+    assert re.search(
+        rf"caches   {halves[0]} \({rows[0]} rows\), {halves[1]} \({rows[1]} rows, \d+ of them in an ", said
+    )
+    assert f"notice   {halves[0]} is named twice, and counts once" in said
     assert "no agreement with the teacher" not in err
 
 
@@ -116,7 +128,8 @@ def test_words_in_the_wrong_order_and_missing_files_are_one_line(
     out = ("-o", tmp_path / "run")
     for words, said in (
         ((*halves, tiny_data), f"{halves[0]} is a cache: {order}"),
-        ((tiny_data, halves[0], tiny_data), f"{tiny_data} is a folder, no cache: {order}"),
+        ((tiny_data, halves[0], tiny_data), f"{tiny_data} is a folder, no cache: name the .h5 file itself"),
+        ((tiny_data, tiny_data, halves[0]), f"{tiny_data} is a folder, no cache: {order}"),
         ((tiny_data, *halves, tmp_path / "none.h5"), f"no cache at {tmp_path / 'none.h5'}: is the path right?"),
     ):
         error = one_error(cli("train", *words, *out))
@@ -133,13 +146,14 @@ def test_caches_of_other_recipes_are_one_error_with_every_field(
     other = resealed(halves[1], identity={"views": views, "precision": "bf16"})
     title, *lines = one_error(cli("train", tiny_data, halves[0], other, "-o", tmp_path / "run")).splitlines()
     assert (
-        f"{halves[0]} and {other} are of other recipes (the first against the second): leave one of them out" in title
+        f"{halves[0]} and {other} are of other recipes, with another --precision and another --seed (the first against "
+        "the second): leave one of them out, or build it anew" in title
     )
     assert [line.split(":")[0].strip() for line in lines] == ["precision", "views.seed"]
 
 
 def test_images_that_none_of_them_has_are_computed_into_one_file_that_takes_the_others_over(
-    tiny_data: Path, halves: Halves, tmp_path: Path
+    tiny_data: Path, tiny_build: BuildConfig, halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "images")
     new = next((data / "train").glob("*/*.png"))
@@ -150,9 +164,20 @@ def test_images_that_none_of_them_has_are_computed_into_one_file_that_takes_the_
     assert str(caught.value).startswith(
         f"{union} lacks 1 of 45 images (first: {new.relative_to(data)}): run `softlabel "
     )
-    command = f"`softlabel cache build '{data}' -o all.h5 --reuse '{halves[0]}' --reuse '{halves[1]}'`"
-    assert command.replace("'", "") in str(caught.value).replace("'", "")
-    assert "and name all.h5 instead" in str(caught.value)
+    said = str(caught.value).split("`")
+    teacher = Path(tiny_build.teacher)
+    reuse = ["--reuse", str(halves[0]), "--reuse", str(halves[1])]
+    words = ["cache", "build", str(data), "-o", "all.h5", *reuse, "--teacher", teacher.name, "--views", "3"]
+    assert shlex.split(said[1]) == ["softlabel", *words]
+    assert said[2].startswith(f" with your own path to {teacher.name}, which computes only these ")
+    assert "and name all.h5 instead; if other caches have them, " in said[2]
+    monkeypatch.chdir(tmp_path)
+    words[words.index(teacher.name)] = tiny_build.teacher
+    code, out, err = cli(*words, "--workers", 0)
+    assert code == 0, err
+    assert "(3 computed now in" in out
+    with pytest.raises(CacheMismatch, match=r"-o all-2\.h5 "):
+        train(data, halves, tmp_path / "run", CONFIG, workers=0)
 
 
 def test_the_advice_of_a_weak_teacher_begins_with_one_file(
@@ -170,6 +195,22 @@ def test_the_advice_of_a_weak_teacher_begins_with_one_file(
     assert said[merging + 1].startswith("softlabel cache rehead all.h5 ")
     assert said[merging + 2].startswith("softlabel cache probe all.h5 ")
     assert said.count(said[merging]) == 1
+
+
+def test_a_cache_without_embeddings_trains_beside_one_that_has_some(
+    cli: Cli, tiny_data: Path, halves: Halves, resealed: Callable[..., Path], tmp_path: Path
+) -> None:
+    bare = resealed(halves[1], lambda table: dataclasses.replace(table, features={}))
+    flags = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 1, "--workers", 0, "--no-report")
+    code, _, err = cli("train", tiny_data, halves[0], bare, "-o", tmp_path / "run", *flags, "--anyway")
+    assert code == 0, err
+    assert f"; embeddings are left out, as {bare} has none, and training needs none" in err
+    data = shutil.copytree(tiny_data, tmp_path / "images")
+    new = next((data / "train").glob("*/*.png"))
+    new.write_bytes(new.read_bytes() + b"\0")
+    error = one_error(cli("train", data, halves[0], bare, "-o", tmp_path / "other", *flags))
+    assert f"-o all.h5 --reuse {bare} --teacher" in error
+    assert " --no-embedding" in error
 
 
 def test_a_damaged_file_is_named(tiny_data: Path, halves: Halves, flipped: Callable[..., Path], tmp_path: Path) -> None:
