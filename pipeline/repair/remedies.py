@@ -49,7 +49,8 @@ def advice_near_chance(reader: CacheReader, cache: str, words: Sequence[str]) ->
     ideas, commands = ["Look at its class names"], [_info(reader, cache)]
     if takes_prompts(reader) and head != PROBE:
         ideas = ["Look at its prompts", "try others"]
-        commands += [*merging, *_reheading(reader, file)]
+        again = _reheading(reader, file)
+        commands += [*merging, *again] if again else []
     if EMBEDDING in reader.features and head != PROBE:
         ideas.append("fit a head to its embeddings")
         commands += [one for one in merging if one not in commands]

@@ -6,6 +6,7 @@ Computes no score (`pipeline.gate.report` does) and trains nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -65,13 +66,18 @@ def banner(
 def _caches(union: CacheUnion) -> str:
     """Which rows are from which file."""
     shares = [
-        f"{path} ({n_rows:,} rows" + (f", {n_shared:,} of them in an earlier one)" if n_shared else ")")
+        f"{_shown(path)} ({n_rows:,} rows" + (f", {n_shared:,} of them in an earlier one)" if n_shared else ")")
         for path, n_rows, n_shared in union.shares
     ]
     more = [f"and {len(shares) - _N_CACHES:,} more"] if len(shares) > _N_CACHES else []
     bare = union.without_embeddings
-    left_out = f"; embeddings are left out, as {bare[0]} has none, and training needs none" if bare else ""
+    left_out = f"; embeddings are left out, as {_shown(bare[0])} has none, and training needs none" if bare else ""
     return ", ".join([*shares[:_N_CACHES], *more]) + left_out
+
+
+def _shown(path: Path) -> str:
+    """As it is called from here, if it is here or below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _n_classes(lessons: Lessons) -> str:

@@ -217,3 +217,15 @@ def test_a_damaged_file_is_named(tiny_data: Path, halves: Halves, flipped: Calla
     damaged = flipped(halves[1], "logits/0")
     with pytest.raises(CacheDamaged, match=rf"^{damaged} is damaged in 1 block: logits/0 rows 0-"):
         train(tiny_data, [halves[0], damaged], tmp_path / "run", CONFIG, workers=0)
+
+
+def test_the_banner_calls_files_as_they_are_called_from_here(
+    cli: Cli, tiny_data: Path, halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(halves[0], tmp_path / "a.h5")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--student", "shufflenet_v2_x0_5", "--student-size", 32, "--epochs", 1, "--workers", 0, "--no-report")
+    code, _, err = cli("train", tiny_data, "a.h5", halves[1], "-o", "run", *flags, "--anyway")
+    assert code == 0, err
+    assert "\ncaches   a.h5 (" in err
+    assert f"), {halves[1]} (" in err
