@@ -19,7 +19,6 @@ from cache.reader import CacheReader
 from cache.rows import Pair
 from cache.survey import MERGED_FROM
 
-_CHUNK_BYTES = 8 << 20
 _OF_THE_FILE = (SKIPPED, SKIPPED_FILES, MERGED_FROM)
 """What a provenance says of the whole file, and not of its rows."""
 
@@ -67,7 +66,5 @@ def copy_rows(temp: Path, reader: CacheReader, rows: np.ndarray, names: Mapping[
 
 
 def _put_rows(new: NewFile, name: str, reader: CacheReader, rows: np.ndarray) -> None:
-    spec = new.extents[name].spec
-    step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
-    for start in range(0, len(rows), step):
-        new.put(name, reader.read_object(name, rows[start : start + step]), start)
+    for part in new.extents[name].spec.stretches():
+        new.put(name, reader.read_object(name, rows[part]), part.start)

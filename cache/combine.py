@@ -36,8 +36,6 @@ from cache.workspace import SEGMENT_SUFFIX, Workspace, visible
 
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 8 << 20
-
 
 def merge(sources: Sequence[str | Path], out: str | Path) -> CacheReader:
     """Merge caches into the new file `out` and open it; a folder among the sources stands for the caches in it.
@@ -132,9 +130,7 @@ def _put_source(new: NewFile, survey: Survey, target_rows: np.ndarray, is_first:
         for name, spec in reader.dims.specs().items():
             if not is_big(name):
                 continue
-            step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
-            for start in range(0, len(target_rows), step):
-                part = slice(start, min(start + step, len(target_rows)))
+            for part in spec.stretches():
                 values, targets, first = reader.read_object(name, part), target_rows[part], is_first[part]
                 new.scatter(name, values[first], targets[first])
                 if not first.all() and must_agree(name):

@@ -21,8 +21,6 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.workspace import Workspace
 
-_CHUNK_BYTES = 8 << 20
-
 
 def derive(
     parent: CacheReader,
@@ -104,7 +102,5 @@ def fill_from(parent: CacheReader, new: NewFile, objects: Mapping[str, np.ndarra
         if name in objects:
             new.put(name, objects[name])
         elif is_big(name):
-            step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
-            for start in range(0, spec.shape[0], step):
-                part = slice(start, min(start + step, spec.shape[0]))
-                new.put(name, parent.read_object(name, part), start)
+            for part in spec.stretches():
+                new.put(name, parent.read_object(name, part), part.start)

@@ -21,6 +21,7 @@ from cache.manifest import Manifest, object_header
 KEY_BYTES = 16
 WITNESS_COLUMNS = 12
 CRC_ENTRIES = 512
+_STRETCH_BYTES = 8 << 20
 # Above this many classes logits are float16 (error <= 0.008 at 16..32): a rule of C alone, so that files concatenate.
 MAX_FLOAT32_CLASSES = 256
 FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -39,6 +40,12 @@ class Spec(NamedTuple):
         for length in self.shape:
             count *= int(length)
         return count
+
+    def stretches(self, n_entries: int | None = None) -> Iterator[slice]:
+        """Slices of so many entries, by default all of the object's, each of about eight megabytes of them."""
+        n_entries = self.shape[0] if n_entries is None else n_entries
+        step = max(1, _STRETCH_BYTES * self.shape[0] // self.n_bytes)
+        return (slice(start, min(start + step, n_entries)) for start in range(0, n_entries, step))
 
     def __str__(self) -> str:
         return f"{self.dtype.str} {self.shape}"

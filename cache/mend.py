@@ -25,8 +25,6 @@ from cache.reader import CacheReader
 from cache.verify import UNUSED, Block, block_name
 from cache.workspace import Workspace
 
-_CHUNK_BYTES = 8 << 20
-
 BlockValues = Mapping[Block, np.ndarray]
 """Damaged block -> the rows that are to stand there."""
 
@@ -77,10 +75,8 @@ def _write(temp: Path, damaged: CacheReader, manifest: Manifest, values: BlockVa
                 new.put(name, tables.small[name])
         for name, (spec, _) in new.extents.items():
             if is_big(name):
-                step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
-                for start in range(0, spec.shape[0], step):
-                    part = slice(start, min(start + step, spec.shape[0]))
-                    new.put(name, damaged.read_object(name, part), start)
+                for part in spec.stretches():
+                    new.put(name, damaged.read_object(name, part), part.start)
         for (name, first, last), rows in values.items():
             assert len(rows) == last - first + 1, name
             new.put(name, rows, first)

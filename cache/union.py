@@ -38,7 +38,6 @@ from cache.verify import Block
 
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 8 << 20
 _N_NAMED = 3
 """Files that a message lists: an array of jobs may have left hundreds."""
 
@@ -139,8 +138,8 @@ class CacheUnion(CacheReader):
             if not len(shared):
                 continue
             for name, spec in filter(lambda item: must_agree(item[0]), self.dims.specs().items()):
-                step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
-                for part in np.split(shared, range(step, len(shared), step)):
+                for stretch in spec.stretches(len(shared)):
+                    part = shared[stretch]
                     try:
                         check_agreement(
                             name, source.read_object(name, part), self.read_object(name, targets[part]), survey
@@ -218,10 +217,8 @@ class UnionRows:
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a big object in order, as in the merged file."""
         assert is_big(name)
-        spec = self._specs[name]
-        step = max(1, _CHUNK_BYTES * spec.shape[0] // spec.n_bytes)
-        for start in range(0, spec.shape[0], step):
-            yield self.take(name, slice(start, start + step)).reshape(-1).view("u1").data
+        for part in self._specs[name].stretches():
+            yield self.take(name, part).reshape(-1).view("u1").data
 
     def close(self) -> None:
         """Let go of the files."""

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import CacheReader, Manifest, SegmentedWriter, Table
-from cache import adopt as module
+from cache import CacheReader, Manifest, SegmentedWriter, Table, layout
 from cache.errors import CacheDamaged, CacheDiskFull, CacheMismatch, CacheNotFound
 from cache.rows import Pair
 
@@ -64,9 +63,9 @@ def test_everything_taken_over_is_the_same_cache(make: ModuleType, old: Path, ta
 
 
 @settings(max_examples=8, deadline=None, database=None)
-@given(seed=st.integers(0, 2**32 - 1), chunk_bytes=st.sampled_from([1, 200, 8 << 20]))
+@given(seed=st.integers(0, 2**32 - 1), stretch_bytes=st.sampled_from([1, 200, 8 << 20]))
 def test_rows_taken_from_two_caches_and_the_others_added_make_the_whole(
-    make: ModuleType, tmp_path_factory: pytest.TempPathFactory, seed: int, chunk_bytes: int
+    make: ModuleType, tmp_path_factory: pytest.TempPathFactory, seed: int, stretch_bytes: int
 ) -> None:
     folder, generator = tmp_path_factory.mktemp("whole"), np.random.default_rng(seed)
     whole = make.table(seed=seed, n_samples=5)
@@ -78,7 +77,7 @@ def test_rows_taken_from_two_caches_and_the_others_added_make_the_whole(
         for at in range(len(whole.key)) for view in whole.view[int(whole.first_row[at]) : int(whole.first_row[at + 1])]
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(layout, "_STRETCH_BYTES", stretch_bytes)
         with writer_of(make, folder / "t.h5", segment_rows=3) as writer:
             n_taken = sum(writer.adopt(old, wanted) for old in olds)
             assert n_taken == int((owner > 0).sum())

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from cache import CacheReader, Manifest
+from cache import CacheReader, Manifest, layout
 from cache import derive as module
 from cache.derive import derive
 from cache.errors import CacheDamaged, CacheDiskFull, CacheMismatch
@@ -34,11 +34,11 @@ def logits(parent: CacheReader) -> dict[str, np.ndarray]:
     return {"class": np.arange(2 * parent.n_rows, dtype="<f4").reshape(-1, 2)}
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 100, 8 << 20])
+@pytest.mark.parametrize("stretch_bytes", [1, 100, 8 << 20])
 def test_all_but_logits_and_features_is_the_parents(
-    chunk_bytes: int, parent: CacheReader, other: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stretch_bytes: int, parent: CacheReader, other: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(layout, "_STRETCH_BYTES", stretch_bytes)
     seen = np.ones(parent.n_rows, "<f2")
     made = derive(parent, tmp_path / "c.h5", other, logits(parent), keep=["embedding"], features={"seen": seen})
     old, new = parent.table(), made.table()

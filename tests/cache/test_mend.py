@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache import CacheReader, Table
+from cache import CacheReader, Table, layout
 from cache import mend as module
 from cache.errors import CacheDamaged, CacheMismatch
 from cache.mend import as_sealed, mend
@@ -54,11 +54,11 @@ def test_the_right_rows_make_the_file_that_was_sealed(
     assert left(damaged.parent) == ["t.h5"]
 
 
-@pytest.mark.parametrize("chunk_bytes", [1000, 8 << 20])
+@pytest.mark.parametrize("stretch_bytes", [1000, 8 << 20])
 def test_other_rows_make_another_file_that_says_so(
-    chunk_bytes: int, damaged: Path, right: dict[Block, np.ndarray], long_cache: Path, monkeypatch: pytest.MonkeyPatch
+    stretch_bytes: int, damaged: Path, right: dict[Block, np.ndarray], long_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(layout, "_STRETCH_BYTES", stretch_bytes)
     others = {BLOCK: right[BLOCK] + np.float32(1e-6)}
     assert as_sealed(damaged, others) == {BLOCK: False}
     with Workspace(damaged) as workspace:

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import CacheReader, Manifest, Table, merge
-from cache import union as module
+from cache import CacheReader, Manifest, Table, layout, merge
 from cache.errors import CacheDamaged, CacheMismatch, CacheNotFound
 from cache.union import CacheUnion, open_caches
 
@@ -66,15 +65,15 @@ def test_a_union_answers_as_the_merged_file(
 
 
 @settings(max_examples=15, deadline=None, database=None)
-@given(seed=st.integers(0, 2**32 - 1), n_sources=st.integers(2, 4), chunk_bytes=st.sampled_from([1, 100, 8 << 20]))
+@given(seed=st.integers(0, 2**32 - 1), n_sources=st.integers(2, 4), stretch_bytes=st.sampled_from([1, 100, 8 << 20]))
 def test_any_shares_of_any_rows_are_read_as_they_would_be_merged(
-    make: ModuleType, seed: int, n_sources: int, chunk_bytes: int
+    make: ModuleType, seed: int, n_sources: int, stretch_bytes: int
 ) -> None:
     generator = np.random.default_rng(seed)
     whole = make.table(seed=seed, n_samples=6, names=bool(seed % 2))
     owner = generator.integers(0, 2**n_sources, len(whole.view))
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(layout, "_STRETCH_BYTES", stretch_bytes)
         sources = []
         for number in range(n_sources):
             chosen = np.flatnonzero(owner >> number & 1)
