@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from reliability.lookup3 import checked_blocks, mend
+from reliability.mended_metadata import checked_blocks, mend
 
 _HEADER = b"\x89HDF\r\n\x1a\n"
 _ODD = (0, 1, 2, 3, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from cache import CacheReader
-from cache.lookup3 import lookup3
 
 FILES, IN_A_CHILD = 200, 5
 
@@ -39,12 +38,11 @@ def test_the_same_number_is_the_same_file(tmp_path: Path, load_script: Callable[
 
 
 def test_changed_metadata_have_checksums_that_fit(tmp_path: Path, load_script: Callable[[str], Any]) -> None:
-    script, checksums = load_script("hostile_files"), load_script("reliability.lookup3")
+    script, checksums = load_script("hostile_files"), load_script("reliability.mended_metadata")
     one = load_script("reliability.mutants").sound(script.original(tmp_path / "t.h5"))
     assert len(one.blocks) == one.content.count(b"OHDR") + one.content.count(b"OCHK") + 1
     content = bytearray(one.content)
     for start, stop in one.blocks:
-        assert checksums.lookup3(one.content[start:stop]) == lookup3(one.content[start:stop])
         content[stop - 1] ^= 1
         checksums.mend(content, (start, stop))
     assert bytes(content) != one.content
