@@ -303,4 +303,4 @@ def test_the_names_of_an_output_are_not_dropped_in_silence(make, out, adds, capl
     assert "t.h5 stores no names" in caplog.text
     caplog.clear()
     assert built(out, make, [*adds, *make.rows_one_by_one(make.table(seed=1))]).names is None
-    assert f"t.h5 stores no names: {out} has none" in caplog.text
+    assert f"{out} has no names of images, so it stores none of the new ones; a cache with names: " in caplog.text
