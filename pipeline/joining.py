@@ -167,16 +167,21 @@ def _images(
         groups[name][at] for name in groups if name in clean
         for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
     ]  # fmt: skip
-    remedy = _extending(reader, words)
     if missing and len(missing) == n_samples:
         yield (
             f"{reader.path} knows none of the {n_samples:,} images of {words[0]}: this is another data set, or your "
             f"copy of the images has other bytes (re-encoded or resized?)"
         )
     elif missing:
-        yield (f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): {remedy}")
+        yield (
+            f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): "
+            f"{_extending(reader, words)}"
+        )
     if unclean:
-        yield (f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): {remedy}")
+        yield (
+            f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): "
+            f"{_extending(reader, words)}"
+        )
 
 
 def _extending(reader: CacheReader, words: Sequence[str]) -> str:
