@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command, user_folder
+from pipeline.commands.shared import (
+    FILE,
+    data_options,
+    device_options,
+    goes_on_with,
+    quick_imports,
+    same_command,
+    user_folder,
+)
 
 if TYPE_CHECKING:
     from cache.store import Store
@@ -103,7 +111,8 @@ def cache_build(
         click.echo(_no_images(data, part) if plan is None else "\n".join(plan.lines()))
         return
     with goes_on_with(same_command), _or_pull(store):
-        from pipeline.build import BuildConfig, build_cache
+        with quick_imports():
+            from pipeline.build import BuildConfig, build_cache
 
         result = build_cache(
             data, out, BuildConfig(**settings), scan=scan, reuse=reuse, part=part, store=store, publish=publish,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
+from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, quick_imports, same_command
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
@@ -107,8 +107,9 @@ def train(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
     with goes_on_with(lambda: same_command("--resume") if _first_run(out) else same_command()):
-        from pipeline.train import train as run_training
-        from pipeline.training.seeds import train_seeds
+        with quick_imports():
+            from pipeline.train import train as run_training
+            from pipeline.training.seeds import train_seeds
 
         config = _resolve(given, config_file, _first_run(out) or out if resume else None)
 
