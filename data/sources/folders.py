@@ -27,8 +27,9 @@ def in_folders(root: Path) -> Listing:
     if not root.is_dir():
         raise DataNotFound(f"no such folder: {root}; expected {_LAYOUTS} with images")
     there = images_below(root)
-    parts = [_parts(root, path) for path in there.paths]
-    every = [*parts, *(_parts(root, file.path) for file in there.bad)]
+    start = len(os.path.join(root, ""))
+    parts = [path[start:].split(os.sep) for path in there.paths]
+    every = [*parts, *(file.path[start:].split(os.sep) for file in there.bad)]
     has_splits = _has_splits(root, every)
     if not has_splits:
         _check_is_no_split(root)
@@ -45,10 +46,6 @@ def in_folders(root: Path) -> Listing:
         )
     others = (notice_of_others(there.ignored), notice_of_outputs(there.outputs), _of_empty(root, every, has_splits))
     return Listing(found, bad=there.bad, notices=[one for one in (notice, *others) if one])
-
-
-def _parts(root: Path, path: str) -> _Parts:
-    return path[len(os.path.join(root, "")) :].split(os.sep)
 
 
 def _has_splits(root: Path, parts: Sequence[_Parts]) -> bool:
