@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -30,7 +31,7 @@ _LIBRARIES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs"
 _READ_TOGETHER = 128
 
 
-class Files:
+class Files(ABC):
     """A store's files by their names below its root; one object a process (a forked child makes its own connection)."""
 
     def __init__(self, address: StoreAddress, patience: Patience) -> None:
@@ -135,16 +136,16 @@ class Files:
         except StoreError as error:
             return error
 
+    @abstractmethod
     def write_small(self, name: str, content: bytes) -> None:
         """Write a small file, in place of another one if there is one: whole, or not at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def upload(self, source: Path, name: str, sha256: str, progress: Progress, *, replace: bool = False) -> None:
         """Write a large file that is `source`, whole or not at all; goes on with what an earlier try left.
 
         With `replace` something else stands under the name, which gives way once the new one is whole.
         """
-        raise NotImplementedError
 
     def ask(self, action: Callable[[], Result], *, may_lack: bool = False) -> Result:
         """The result of an action on the backend, which is repeated while its failure may pass.
