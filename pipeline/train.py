@@ -2,74 +2,26 @@
 
 Views, classes and teacher answers come from the cache, images from the data folder, joined by content. `last.pt` is
 written after every epoch; an interrupted run goes on from it. Run: softlabel train DATA t.h5 -o RUN
-N samples, B batch, T tasks, K columns of all of them, S pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import logging
-import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
-
-from cache import CacheReader, open_caches
-from cache.errors import printable
-from data.loaders import StudentLoader, ViewMemory, default_workers
+from cache import open_caches
 from data.options import ScanOptions
-from data.samples import Sample, SampleSet
 from pipeline.arguments import check_data_and_cache
 from pipeline.bad_images import scan_like
-from pipeline.card import StudentCard
-from pipeline.errors import OutputExists, RunError, SettingError, did_you_mean
-from pipeline.gate.check import check_teacher, short_lines
-from pipeline.gate.report import TeacherReport, teacher_reports
-from pipeline.inference import memory_format, normalise
-from pipeline.joining import join
+from pipeline.errors import OutputExists
+from pipeline.gate.check import check_teacher
 from pipeline.outputs import check_output_folder
-from pipeline.process import deferred_interrupts, derived_seed, resolve_device
-from pipeline.report.closing import FinishedRun, close
-from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students.budget import check_budget, n_parameters
-from pipeline.students.prepare import prepare_student
-from pipeline.tasks import Tasks, label_bytes
-from pipeline.training.banner import banner
-from pipeline.training.config import TrainConfig, other_settings
-from pipeline.training.held_out import check_left, split_off_validation
-from pipeline.training.labels import class_weights, logit_offsets
-from pipeline.training.learner import Learner, Step, Tally
-from pipeline.training.lessons import EpochPlan, Lessons
-from pipeline.training.optimisation import temperature_at
-from pipeline.training.rows import chosen_by, score_columns
-from pipeline.training.validation import Validator
-
-log = logging.getLogger(__name__)
-
-_SHOWN_BEFORE = ViewMemory(1_000_000_000)
-"""Of all runs of this process: rendering costs a CPU as much as the step of a compact student."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run."""
-
-    path: Path
-    best_epoch: int
-    """1 for the first."""
-    best_macro_f1: float
-    """Of the moving average on the validation images, in [0, 1]."""
-    wall_s: float
-    """Seconds of all epochs of this call."""
+from pipeline.process import resolve_device
+from pipeline.runs import RunFolder
+from pipeline.training.config import TrainConfig
+from pipeline.training.trainer import Trainer, TrainResult
 
 
 def train(
@@ -108,7 +60,7 @@ def train(
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
         reader = open_caches(caches, memory_map=False)
         images = scan_like(reader, data, scan)
-        training = _Training(
+        training = Trainer(
             run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume
         )
         worth = training.announce()
@@ -130,256 +82,7 @@ def _check_new(run: RunFolder) -> None:
         raise OutputExists(f"{run.path} is not empty: {go_on}choose another -o")
 
 
-class _Training:
-    """The state of one run in this process."""
-
-    def __init__(
-        self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None, skip_bad_images: bool, *, resumed: bool,
-    ) -> None:  # fmt: skip
-        self._run, self._config, self._device, self._reader = run, config, device, reader
-        learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
-        targets = join(
-            reader, {"train": learners, "val": validators}, images.words, images.classes,
-            narrow=images.is_narrowed, clean=["val"], skip_bad_images=skip_bad_images, verified=True,
-        )  # fmt: skip
-        check_left(targets, images)
-        self._lessons = Lessons(targets["train"], config)
-        learn, tasks = self._lessons.targets, self._lessons.tasks
-        _check_best_by(config.best_by, tasks)
-        self._student = prepare_student(
-            config.student, tasks.outputs, config.student_size_px, seed=derived_seed(config.seed, "weights"),
-            init="none" if resumed else config.init, dropout=config.dropout,
-        )  # fmt: skip
-        self._card = StudentCard(
-            student=self._student.source.name, tasks=dict(tasks),
-            size_px=config.student_size_px, geometry=learn.geometry, cache_id=reader.cache_id,
-            taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
-        )  # fmt: skip
-        model = self._student.module
-        self._artefact_bytes = check_budget(model, self._card, config.budget_mb)
-        learn.check_witness(config.student_size_px, config.seed)
-        labels_NT = self._lessons.labels_NT
-        weights_K = class_weights(config.class_weights, labels_NT, tasks)
-        offsets_K = logit_offsets(config.logit_adjustment, labels_NT, tasks)
-        self._layout = memory_format(device, model)
-        self._learner = Learner(
-            model.to(device=device, memory_format=self._layout),  # type: ignore[call-overload]
-            config, device, tasks, class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
-        )  # fmt: skip
-        self._n_workers = n_workers = default_workers(device) if workers is None else workers
-        memory = None if config.fresh_views else _SHOWN_BEFORE
-        self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, memory)
-        self._validate = Validator(targets["val"], self._card, self._load, device)
-        self._ids = {
-            "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
-            "images": _key_digest(tasks, learners, validators), "class_weights": _digest_of(weights_K),
-            **self._student.ids,
-        }  # fmt: skip
-        keys = bytearray(b"".join(sample.key for sample in self._lessons.samples))
-        self._learned_keys = torch.frombuffer(keys, dtype=torch.uint8).view(-1, 16)
-        self._epoch, self._metrics, self._stopped_early = 0, list[dict[str, Any]](), False
-        self._best, self._best_model = {"epoch": 0, "macro_f1": -1.0}, dict[str, Tensor]()
-
-    def announce(self) -> dict[str, TeacherReport]:
-        """Say what is trained on what; what the teacher is worth in each task is also returned."""
-        config = self._config
-        for line in self._student.init_report:
-            log.info("init     %s", printable(line))
-        for line in banner(
-            self._lessons, len(self._validate.targets.samples), self._val_source, config,
-            n_parameters=n_parameters(self._learner.model),
-            artefact_bytes=self._artefact_bytes, device=self._device, precision=self._learner.precision,
-            workers=self._n_workers,
-        ):  # fmt: skip
-            log.info("%s", line)
-        self._teacher = teacher_reports(self._validate.targets, "val", self._lessons.targets)
-        for task, report in self._teacher.items():
-            of_task = f"{task}: " if len(self._teacher) > 1 else ""
-            for line in short_lines(report, config.temperature if config.teacher else None):
-                log.info("teacher  %s", printable(f"{of_task}{line}"))
-        return self._teacher
-
-    def restore(self, previous: dict[str, Any]) -> None:
-        """Take up a checkpoint; RunError lists every setting or input that is not the run's own."""
-        differing, changed = other_settings(previous["config"], self._config), dict(_CHANGED)
-        named = (previous["config"].get("cache"), _named(self._reader))
-        if named[0] != named[1] and any(isinstance(one, list) for one in named):
-            begun, got = (", ".join(one) if isinstance(one, list) else one for one in named)
-            changed["seal"] = f"it was begun with {begun}, and got {got}: name the same caches in the same order"
-        differing += [
-            f"{what}, or start a new run with another -o" for name, what in changed.items()
-            if previous["ids"].get(name, self._ids[name]) != self._ids[name]
-        ]  # fmt: skip
-        if differing:
-            raise RunError(f"{self._run.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
-        if previous["threads"] != torch.get_num_threads():
-            log.info("the run had %d threads: its last digits may differ", previous["threads"])
-        self._student.check_resumes(previous)
-        self._learner.restore(previous)
-        self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
-        self._best_model = previous["best_model"]
-        self._stopped_early = previous.get("stopped_early", False)
-        self._run.follow(previous, self._card)
-        log.info("resumed  after epoch %d of %d", self._epoch, self._config.epochs)
-
-    def run_epochs(self, report: bool) -> TrainResult:
-        """All epochs that are left, and the words at the end."""
-        started = time.perf_counter()
-        with deferred_interrupts() as self._check_interrupt:
-            if not self._metrics:
-                self._save()  # an interrupt in the first epoch has something to resume from
-            while self._epoch < self._config.epochs and not self._stopped_early:
-                row = self._one_epoch(self._epoch)
-                self._epoch += 1
-                self._metrics.append(row)
-                score = chosen_by(row, self._config.best_by)
-                if is_best := score > self._best["macro_f1"]:
-                    self._best = {"epoch": self._epoch, "macro_f1": score}
-                    weights = self._learner.average.state_dict()
-                    self._best_model = {name: tensor.clone() for name, tensor in weights.items()}
-                patience = self._config.early_stopping
-                self._stopped_early = 0 < patience <= self._epoch - self._best["epoch"]
-                self._save()
-                log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
-            if self._stopped_early:
-                log.info("stopped  %d epochs without a better macro F1", self._config.early_stopping)
-            for verdict in close(self._finished(), self._check_interrupt, report=report):
-                log.info("verdict  %s", printable(verdict.line))
-        wall_s = time.perf_counter() - started
-        return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
-
-    def _finished(self) -> FinishedRun:
-        return FinishedRun(
-            folder=self._run, config=self._config, card=self._card, rows=self._metrics, ids=self._ids,
-            teachers=self._teacher, train=self._lessons.targets, validate=self._validate, learned=self._lessons.samples,
-            n_parameters=n_parameters(self._learner.model), artefact_bytes=self._artefact_bytes, device=self._device,
-        )  # fmt: skip
-
-    def _one_epoch(self, epoch: int) -> dict[str, Any]:
-        started, started_cpu_s = time.perf_counter(), time.process_time()
-        torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout"))
-        plan = self._lessons.epoch(epoch)
-        n_batches = len(plan.batches)
-        total_steps = n_batches * self._config.epochs
-        tally = Tally(list(self._card.tasks))
-        self._learner.model.train()
-        loaded = self._load(plan.batches)
-        for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch)):
-            if number == 0 and plan.rows_M is not None:
-                first = draw_B.numpy()
-                self._lessons.targets.check_pixels(pixels, plan.sample_M[first], plan.rows_M[first])
-            tally.add(self._step(pixels, draw_B.numpy(), plan, epoch * n_batches + number, total_steps))
-            self._check_interrupt()
-        trained_s = time.perf_counter() - started
-        found = self._validate(self._learner.average, self._check_interrupt)
-        if not (found.is_finite() and self._learner.is_finite()):
-            raise RunError(
-                f"the weights are infinite or undefined after step {(epoch + 1) * n_batches:,} of {total_steps:,}, "
-                f"whose loss was finite; {self._run.last} holds the state after epoch {epoch}. {self._likely_cause()}"
-            )
-        config, last_step = self._config, (epoch + 1) * n_batches - 1
-        return {
-            "epoch": epoch + 1, "lr": self._learner.lr,
-            "temperature": temperature_at(last_step, total_steps, config.temperature, config.temperature_end),
-            "loss": tally.loss, **score_columns(tally.means(config.teacher), found),
-            "images_per_s": tally.n_images / trained_s, "wall_s": time.perf_counter() - started,
-            "cpu_s": time.process_time() - started_cpu_s,
-        }  # fmt: skip
-
-    def _step(self, pixels: Tensor, draw_B: NDArray[np.int64], plan: EpochPlan, step: int, total_steps: int) -> Step:
-        said = self._lessons.told(plan, draw_B)
-        labels_BT = torch.from_numpy(self._lessons.labels_NT[plan.sample_M[draw_B]]).to(self._device)
-        teacher_BK = None if said is None else torch.from_numpy(said).to(self._device)
-        inputs = normalise(pixels, self._card, self._device, self._layout)
-        found = self._learner.step(inputs, teacher_BK, labels_BT, step, total_steps)
-        if not math.isfinite(found.loss):
-            raise RunError(
-                f"the loss is {found.loss:g} in step {step + 1:,} of {total_steps:,} ({_parts(found, self._card)}); "
-                f"{self._run.last} holds the state after epoch {self._epoch}. {self._likely_cause()}"
-            )
-        return found
-
-    def _likely_cause(self) -> str:
-        config = self._config
-        if self._learner.precision == "fp16":
-            return "The usual cause is the range of fp16: take --precision bf16 or fp32"
-        return (
-            f"The usual cause is a learning rate that is too high (now {config.lr_peak:g}): lower --lr, "
-            f"or pass --clip-norm 1 (now {config.clip_norm:g})"
-        )
-
-    def _save(self) -> None:
-        checkpoint = {
-            "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best,
-            "best_model": self._best_model, "metrics": self._metrics,
-            "stopped_early": self._stopped_early,
-            "config": {**asdict(self._config), "cache": _named(self._reader)},
-            "ids": self._ids, "threads": torch.get_num_threads(), "learned_keys": self._learned_keys,
-            **self._learner.state(),
-        }  # fmt: skip
-        if self._student.architecture is not None:
-            checkpoint["architecture"] = self._student.architecture
-        self._run.save(checkpoint, self._card)
-
-
-_CHANGED = {
-    "seal": "the cache was extended or rebuilt since: restore it",
-    "images": "images were added, removed or relabelled since: restore them",
-    "class_weights": "the file of class weights was changed since: restore it",
-}
-
-
 def saved_config(run: str | Path) -> TrainConfig:
     """The settings of an interrupted run; RunError where there is none."""
     saved = RunFolder(run).load_last()["config"]
     return TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig) if field.name in saved})
-
-
-def _named(reader: CacheReader) -> str | list[str]:
-    """Where the cache is, or each of several."""
-    paths = [str(path) for path in reader.paths]
-    return paths if len(paths) > 1 else paths[0]
-
-
-def _key_digest(tasks: Tasks, *groups: Sequence[Sample]) -> str:
-    digest = hashlib.sha256()
-    for group in groups:
-        digest.update(len(group).to_bytes(8, "little"))
-        for sample in group:
-            digest.update(sample.key + label_bytes(sample, tasks))
-    return digest.hexdigest()
-
-
-def _parts(step: Step, card: StudentCard) -> str:
-    named = zip(card.tasks, step.tasks, strict=True)
-    parts = [f"{task if len(card.tasks) > 1 else ''} hard {one.hard:g}, soft {one.soft:g}" for task, one in named]
-    return ";".join(parts).strip()
-
-
-def _check_best_by(best_by: str, tasks: Tasks) -> None:
-    if best_by not in ("mean", *tasks):
-        known = ["mean", *tasks]
-        raise SettingError(f"best_by must be {' or '.join(known)}, got {best_by!r}{did_you_mean(best_by, known)}")
-
-
-def _digest_of(values: NDArray[np.float32] | None) -> str:
-    return "" if values is None else hashlib.sha256(values.tobytes()).hexdigest()
-
-
-def _on(device: str, values: NDArray[np.float32] | None) -> Tensor | None:
-    return None if values is None else torch.from_numpy(values).to(device)
-
-
-def _progress(batches: Iterator[tuple[Tensor, Tensor]], total: int, epoch: int) -> Any:
-    return tqdm(batches, total=total, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=None)
-
-
-def _epoch_line(row: dict[str, Any], epochs: int) -> str:
-    left_min = (epochs - row["epoch"]) * row["wall_s"] / 60
-    left = f", {left_min:.0f} min left" if left_min >= 1 else ""
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  loss_hard {row['loss_hard']:.3f}  loss_soft {row['loss_soft']:.3f}  "
-        f"val accuracy {row['val_accuracy']:.3f}  balanced {row['val_balanced_accuracy']:.3f}  "
-        f"macro F1 {row['val_macro_f1']:.3f}  {row['images_per_s']:.0f} images/s{left}"
-    )

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import SettingError
 from pipeline.outputs import check_output_file, check_output_folder
 from pipeline.teachers import loading
-from pipeline.train import _Training
+from pipeline.training.trainer import Trainer
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -30,7 +30,7 @@ def one_error(
         (tmp_path / "file").write_text("mine")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(loading, "_load", no_work)
-        monkeypatch.setattr(_Training, "run_epochs", no_work)
+        monkeypatch.setattr(Trainer, "run_epochs", no_work)
         given = {"DATA": tiny_data, "TEACHER": tiny_teacher, "CACHE": tiny_cache, "RUN": tiny_run}
         code, out, err = cli(*(given.get(word, word) for word in words))
         assert (code, out) == (1, ""), err

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from cache import Table
-from pipeline import train as module
 from pipeline.errors import OutputExists, OverBudget, RunError, SettingError
 from pipeline.inference import load_student
 from pipeline.runs import RunFolder
 from pipeline.targets import TeacherTargets
 from pipeline.train import saved_config, train
 from pipeline.training import learner
+from pipeline.training import trainer as module
 from pipeline.training.config import TrainConfig
 
 from .run_metrics import metrics
@@ -145,13 +145,13 @@ def test_a_folder_that_is_not_empty_is_refused_with_both_remedies(
 def test_a_run_that_another_process_made_meanwhile_is_not_written_over(
     tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce = module._Training.announce
+    announce = module.Trainer.announce
 
     def overtaken(self: Any) -> Any:
         shutil.copytree(tiny_run, tmp_path / "run")
         return announce(self)
 
-    monkeypatch.setattr(module._Training, "announce", overtaken)
+    monkeypatch.setattr(module.Trainer, "announce", overtaken)
     with pytest.raises(OutputExists, match="--resume"):
         train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
     assert (tmp_path / "run" / "last.pt").read_bytes() == (tiny_run / "last.pt").read_bytes()

@@ -16,10 +16,10 @@ from cache import Table
 from cache.errors import CacheDamaged, CacheMismatch
 from data import loaders
 from data.loaders import StudentViews, ViewItem, ViewMemory
-from pipeline import train as module
 from pipeline.errors import RunError
 from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, train
+from pipeline.training import trainer as module
 
 from .run_metrics import metrics
 
