@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, quick_imports, same_command
+from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
+from pipeline.start import without_garbage_collection
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
@@ -39,7 +40,7 @@ def _settings(command: Any) -> Any:
         click.option("--fresh-views/--cached-views", "fresh_views", default=False,
                      help="With --no-teacher: views drawn anew every epoch."),
         _setting("--label-fraction", "label_fraction", number, 1.0, "Share of the labels to use, drawn by class."),
-        _setting("--batch-size", "batch_size", whole, 32, "Images in a step."),
+        _setting("--batch-size", "batch_size", whole, 0, "Images in a step; 0 = by the length of the run: 32 to 128."),
         _setting("--sampler", "sampler", words(["shuffle", "balanced"]), "shuffle",
                  "balanced draws each class equally often."),
         click.option("--teacher/--no-teacher", default=True, help="Without: hard labels only, on the same views."),
@@ -84,13 +85,17 @@ def _settings(command: Any) -> Any:
 @click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
 @click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the student on a CPU [the fastest, timed at start].")
+@click.option(
+    "--tuning/--no-tuning", "tuned", default=True, help="Without: torch's own threads, layout and optimizer loop."
+)
 @device_options
 @data_options
 @click.pass_context
 def train(
     context: click.Context, data: Path, cache_files: tuple[Path, ...], out: Path | None, n_seeds: int | None,
     config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str,
-    workers: int | None, scan: ScanOptions, **flags: Any,
+    workers: int | None, threads: int | None, tuned: bool, scan: ScanOptions, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
@@ -107,8 +112,9 @@ def train(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
     with goes_on_with(lambda: same_command("--resume") if _first_run(out) else same_command()):
-        with quick_imports():
+        with without_garbage_collection():
             from pipeline.train import train as run_training
+            from pipeline.training.process_settings import ProcessOptions
             from pipeline.training.seeds import train_seeds
 
         config = _resolve(given, config_file, _first_run(out) or out if resume else None)
@@ -116,7 +122,8 @@ def train(
         def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
             return run_training(
                 data, cache_files, folder, config,
-                resume=resume, anyway=anyway, device=device, workers=workers, report=report, scan=scan,
+                resume=resume, anyway=anyway, device=device, workers=workers, report=report,
+                process=ProcessOptions(tuned=tuned, threads=threads), scan=scan,
             )  # fmt: skip
 
         if n_seeds is not None:
