@@ -85,6 +85,13 @@ def train(
         return training.run_epochs(report)
 
 
+def train_into(
+    folder: Path, config: TrainConfig, resume: bool, *, data: str | Path, cache: Sequence[str | Path], **options: Any
+) -> TrainResult:
+    """`train` for whoever gives folder and settings later, or in another process; `options` are its others."""
+    return train(data, cache, folder, config, resume=resume, **options)
+
+
 def _as_begun(
     previous: dict[str, Any], config: TrainConfig, process: ProcessOptions
 ) -> tuple[TrainConfig, ProcessOptions]:
