@@ -21,6 +21,7 @@ from pipeline.gate.check import check_teacher
 from pipeline.machine import this_machine
 from pipeline.outputs import check_output_folder
 from pipeline.process import resolve_device
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runs import RunFolder
 from pipeline.start import without_garbage_collection
 from pipeline.training.config import TrainConfig
@@ -41,8 +42,12 @@ def train(
     report: bool = True,
     process: ProcessOptions = ProcessOptions(),
     scan: ScanOptions = ScanOptions(),
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a student, or with `resume` go on with the run in `out`; several caches of one recipe are taken as one.
+
+    Several `ranks` learn from each batch together; the first one alone writes. One that was started anew by its
+    launcher goes on with what that launch began, also without `resume`.
 
     At its end the verdicts are logged, and `report` writes OUT/report.html. WeakTeacher stops a new run with a teacher
     that nobody should learn from, unless `anyway`.
@@ -54,31 +59,41 @@ def train(
     check_data_and_cache(data, caches, "train DATA CACHE")
     check_output_folder(out)
     run = RunFolder(out)
-    if not resume:
+    resume = ranks.broadcast(resume or _was_begun_by(run, ranks))
+    if not resume and ranks.is_first:
         _check_new(run)
     with contextlib.ExitStack() as stack:
         start = stack.enter_context(contextlib.ExitStack())
         start.enter_context(without_garbage_collection())
         previous = None
         if resume:
-            run.load_last()  # or says that there is nothing to go on with, before a lock makes the folder
-            stack.enter_context(run.held())
-            previous = run.load_last()
-            config, process = _as_begun(previous, config, process)
+            if ranks.is_first:
+                run.load_last()  # or says that there is nothing to go on with, before a lock makes the folder
+                stack.enter_context(run.held())
+                previous = run.load_last()
+            previous = ranks.broadcast(previous)
+            assert previous is not None
+            config, process = _as_begun(previous, config, process, ranks)
+        device = resolve_device(device)
+        ranks.use(device)
+        process = _shared_cores(process, device, ranks)
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
         reader = open_caches(caches, memory_map=False)
-        images = scan_like(reader, data, scan)
-        training = Trainer(
-            run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, process, resumed=resume
-        )
-        worth = training.announce()
+        with ranks.first_then_others():
+            images = scan_like(reader, data, scan)
+        with ranks.alike():
+            training = Trainer(
+                run, reader, images, config, device, workers, scan.skip_bad_images, process, ranks, resumed=resume
+            )
+            worth = training.announce()
         if previous is None:
             if config.teacher and not anyway:
                 name = caches[0] if len(reader.paths) == 1 else reader.path
                 for of_task in worth.values():
                     check_teacher(of_task, reader, name, images.words)
-            stack.enter_context(run.held())
-            _check_new(run)  # another process may have begun and ended one meanwhile
+            if ranks.is_first:
+                stack.enter_context(run.held())
+                _check_new(run)  # another process may have begun and ended one meanwhile
         else:
             training.restore(previous)
         start.close()
@@ -93,15 +108,30 @@ def train_into(
 
 
 def _as_begun(
-    previous: dict[str, Any], config: TrainConfig, process: ProcessOptions
+    previous: dict[str, Any], config: TrainConfig, process: ProcessOptions, ranks: Ranks
 ) -> tuple[TrainConfig, ProcessOptions]:
     """Settings that a run chose by itself, as it chose them: last digits depend on the number of threads."""
     threads, batch_size = previous.get("threads"), previous["config"].get("batch_size")
-    if process.threads is None and isinstance(threads, int) and 1 <= threads <= this_machine().n_usable:
+    are_as_many = previous.get("ranks", 1) == ranks.world_size
+    if process.threads is None and are_as_many and isinstance(threads, int) and 1 <= threads <= this_machine().n_usable:
         process = replace(process, threads=threads)
     if not config.batch_size and isinstance(batch_size, int):
         config = replace(config, batch_size=batch_size)
     return config, process
+
+
+def _was_begun_by(run: RunFolder, ranks: Ranks) -> bool:
+    """Whether this launch began the run, and its ranks were started anew since."""
+    if not ranks.is_first or not ranks.place.restart_count or not run.last.is_file():
+        return False
+    return bool(run.load_last().get("launch") == ranks.place.launch)
+
+
+def _shared_cores(process: ProcessOptions, device: str, ranks: Ranks) -> ProcessOptions:
+    """Threads of a rank on a CPU: nobody can time them while the other ranks do so, too."""
+    if ranks.is_alone or device != "cpu" or process.threads is not None:
+        return process
+    return replace(process, threads=max(1, this_machine().n_usable // ranks.place.local_world_size))
 
 
 def _check_new(run: RunFolder) -> None:

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
+from pipeline.commands.torchrun import joined, place
 from pipeline.start import without_garbage_collection
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ def train(
     Validates on the val split, or on a part of train; never on test.
     """
     given = {n: v for n, v in flags.items() if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
+    if n_seeds is not None and place().world_size > 1:
+        raise click.UsageError("--seeds needs no torchrun: --at-once N, or a run of each --seed on a GPU of its own")
+    if write_config is not None and not place().is_first:
+        return
     if write_config is not None:
         from pipeline.training.config_file import write_config as write_settings
 
@@ -121,22 +126,26 @@ def train(
         with without_garbage_collection():
             from pipeline.process import resolve_device
             from pipeline.train import train_into
+            from pipeline.training.config import TrainConfig
             from pipeline.training.process_settings import ProcessOptions
             from pipeline.training.seeds import share_cores, train_seeds
-
-        config = _resolve(given, config_file, _first_run(out) or out if resume else None)
 
         run = functools.partial(
             train_into, data=data, cache=cache_files, anyway=anyway, device=device, workers=workers, report=report,
             process=ProcessOptions(tuned=tuned, threads=threads), scan=scan,
         )  # fmt: skip
         if n_seeds is not None:
+            config = _resolve(given, config_file, _first_run(out) or out if resume else None)
             at_once, threads = share_cores(n_seeds, resolve_device(device), at_once=at_once, threads=threads)
             found = train_seeds(out, config, n_seeds, run, resume=resume, at_once=at_once, threads=threads)
             mean, spread = found.mean_and_spread("val_macro_f1")
             click.echo(f"{out}: {len(found.rows)} seeds, val macro F1 {mean:.3f} +- {spread:.3f}")
             return
-        result = run(out, config, resume)
+        with joined() as ranks:
+            # Of several ranks the first one alone need see the run folder.
+            begun = _first_run(out) or out if resume else None
+            config = ranks.broadcast(_resolve(given, config_file, begun) if ranks.is_first else TrainConfig())
+            result = run(out, config, resume, ranks=ranks)
     by = f" of {config.best_by}" if config.best_by != "mean" else ""
     click.echo(
         f"{out}: best epoch {result.best_epoch}, val macro F1{by} {result.best_macro_f1:.3f}, {result.wall_s:.0f} s"

@@ -5,6 +5,7 @@ Knows no cache, no images on disk and no epochs. B batch, C classes of a task, K
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline.training.optimisation import (
     temperature_at,
 )  # fmt: skip
 from pipeline.training.precision import autocast, loss_scaler, resolve_precision
+from pipeline.training.together import Together
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Learner:
         self._optimizer = make_optimizer(model, config, fused=fused)
         self._scaler = loss_scaler(self.precision, device)
         self._tasks = tasks
+        self.together: Together | None = None
+        """What other ranks learn from the same batch; None where there are none."""
         of_columns = {"class_weights_C": class_weights_K, "logit_offsets_C": logit_offsets_K}
         self._hard_options = {
             task: {name: None if values is None else values[columns] for name, values in of_columns.items()}
@@ -123,7 +127,8 @@ class Learner:
         """
         config = self._config
         temperature = temperature_at(step, total_steps, config.temperature, config.temperature_end)
-        with autocast(self.precision, self._device):
+        norms = self.together.norms() if self.together else contextlib.nullcontext()
+        with norms, autocast(self.precision, self._device):
             student_BK = self.model(inputs)
         student_BK = student_BK.float()
         parts = [
@@ -135,6 +140,8 @@ class Learner:
         ]  # fmt: skip
         loss = tasks_loss(parts)
         found = _tally(loss, parts, self._tasks, student_BK.detach(), teacher_BK, labels_BT)
+        if self.together:
+            loss, found = self.together.weigh(parts, found, config.alpha, taught=teacher_BK is not None)
         if math.isfinite(found.loss):
             self._descend(loss, learning_rate(step, total_steps, config.lr_peak, config.warmup_fraction))
             self._average.update(self.model, step)
@@ -143,6 +150,8 @@ class Learner:
     def _descend(self, loss: Tensor, lr: float) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        if self.together:
+            self.together.sum_gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._config.clip_norm:

@@ -32,6 +32,7 @@ from pipeline.gate.report import TeacherReport, teacher_reports
 from pipeline.inference import normalise
 from pipeline.joining import join
 from pipeline.process import deferred_interrupts, derived_seed
+from pipeline.ranks import ALONE, Ranks
 from pipeline.report.closing import FinishedRun, close
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
 from pipeline.students.budget import n_parameters, weigh
@@ -48,6 +49,7 @@ from pipeline.training.optimisation import temperature_at
 from pipeline.training.precision import resolve_precision
 from pipeline.training.process_settings import ProcessOptions, settle
 from pipeline.training.rows import chosen_by, score_columns
+from pipeline.training.together import Together, same_row, same_state
 from pipeline.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -74,9 +76,9 @@ class Trainer:
 
     def __init__(
         self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None, skip_bad_images: bool, process: ProcessOptions, *, resumed: bool,
+        workers: int | None, skip_bad_images: bool, process: ProcessOptions, ranks: Ranks = ALONE, *, resumed: bool,
     ) -> None:  # fmt: skip
-        self._run, self._device, self._reader = run, device, reader
+        self._run, self._device, self._reader, self._ranks = run, device, reader, ranks
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
             reader, {"train": learners, "val": validators}, images.words, images.classes,
@@ -109,10 +111,12 @@ class Trainer:
             config, device, tasks, fused=self._process.fused,
             class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
         )  # fmt: skip
-        self._n_workers = n_workers = default_workers(device) if workers is None else workers
+        if not ranks.is_alone:
+            self._learner.restore(same_state(ranks, self._learner.state()))
+        self._n_workers = n_workers = ranks.workers(default_workers(device)) if workers is None else workers
         memory = None if config.fresh_views else _SHOWN_BEFORE
         self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, memory)
-        self._validate = Validator(targets["val"], self._card, self._load, device)
+        self._validate = Validator(targets["val"], self._card, self._load, device, ranks)
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
             "images": _key_digest(tasks, learners, validators), "class_weights": _digest_of(weights_K),
@@ -156,18 +160,27 @@ class Trainer:
             raise RunError(f"{self._run.path} cannot go on with other settings:\n  " + "\n  ".join(differing))
         if previous["threads"] != torch.get_num_threads():
             log.info("the run had %d threads: its last digits may differ", previous["threads"])
+        if (n_ranks := previous.get("ranks", 1)) != self._ranks.world_size:
+            log.info("the run was of %d ranks, and is of %d: last digits differ", n_ranks, self._ranks.world_size)
         self._student.check_resumes(previous)
         self._learner.restore(previous)
         self._epoch, self._metrics, self._best = previous["epoch"], previous["metrics"], previous["best"]
         self._best_model = previous["best_model"]
         self._stopped_early = previous.get("stopped_early", False)
-        self._run.follow(previous, self._card)
+        if self._ranks.is_first:
+            self._run.follow(previous, self._card)
         log.info("resumed  after epoch %d of %d", self._epoch, self._config.epochs)
 
     def run_epochs(self, report: bool) -> TrainResult:
         """All epochs that are left, and the words at the end."""
         started = time.perf_counter()
-        with deferred_interrupts() as self._check_interrupt:
+        ranks = self._ranks
+        with (
+            deferred_interrupts(notice=ranks.is_first) as self._check_interrupt,
+            ranks.explained_by(self._check_interrupt),
+        ):
+            if not ranks.is_alone:
+                self._learner.together = Together(ranks, self._learner.model, self._check_interrupt)
             if not self._metrics:
                 self._save()  # an interrupt in the first epoch has something to resume from
             while self._epoch < self._config.epochs and not self._stopped_early:
@@ -185,33 +198,38 @@ class Trainer:
                 log.info("%s%s", _epoch_line(row, self._config.epochs), "  *" if is_best else "")
             if self._stopped_early:
                 log.info("stopped  %d epochs without a better macro F1", self._config.early_stopping)
-            for verdict in close(self._finished(), self._check_interrupt, report=report):
+            verdicts = close(self._finished(), self._check_interrupt, report=report) if ranks.is_first else []
+            for verdict in verdicts:
                 log.info("verdict  %s", printable(verdict.line))
+            ranks.barrier()
         wall_s = time.perf_counter() - started
         return TrainResult(self._run.path, int(self._best["epoch"]), self._best["macro_f1"], wall_s)
 
     def _finished(self) -> FinishedRun:
         return FinishedRun(
             folder=self._run, config=self._config, card=self._card, rows=self._metrics, ids=self._ids,
-            teachers=self._teacher, train=self._lessons.targets, validate=self._validate, learned=self._lessons.samples,
-            n_parameters=n_parameters(self._learner.model), artefact=self._artefact, device=self._device,
+            teachers=self._teacher, train=self._lessons.targets, validate=self._validate.alone(),
+            learned=self._lessons.samples, n_parameters=n_parameters(self._learner.model), artefact=self._artefact,
+            device=self._device,
         )  # fmt: skip
 
     def _one_epoch(self, epoch: int) -> dict[str, Any]:
         started, started_cpu_s = time.perf_counter(), time.process_time()
-        torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout"))
+        ranks, together = self._ranks, self._learner.together
+        torch.manual_seed(derived_seed(self._config.seed, epoch, "dropout", *[ranks.rank] * (not ranks.is_first)))
         plan = self._lessons.epoch(epoch)
         n_batches = len(plan.batches)
         total_steps = n_batches * self._config.epochs
         tally = Tally(list(self._card.tasks))
         self._learner.model.train()
-        loaded = self._load(plan.batches)
-        for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch)):
+        loaded = self._load(together.parts(plan.batches) if together else plan.batches)
+        for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch, shown=ranks.is_first)):
             if number == 0 and plan.rows_M is not None:
                 first = draw_B.numpy()
                 self._lessons.targets.check_pixels(pixels, plan.sample_M[first], plan.rows_M[first])
             tally.add(self._step(pixels, draw_B.numpy(), plan, epoch * n_batches + number, total_steps))
-            self._check_interrupt()
+            if together is None:  # else all stop at the same step
+                self._check_interrupt()
         trained_s = time.perf_counter() - started
         found = self._validate(self._learner.average, self._check_interrupt)
         if not (found.is_finite() and self._learner.is_finite()):
@@ -220,13 +238,14 @@ class Trainer:
                 f"whose loss was finite; {self._run.last} holds the state after epoch {epoch}. {self._likely_cause()}"
             )
         config, last_step = self._config, (epoch + 1) * n_batches - 1
-        return {
+        row = {
             "epoch": epoch + 1, "lr": self._learner.lr,
             "temperature": temperature_at(last_step, total_steps, config.temperature, config.temperature_end),
             "loss": tally.loss, **score_columns(tally.means(config.teacher), found),
             "images_per_s": tally.n_images / trained_s, "wall_s": time.perf_counter() - started,
             "cpu_s": time.process_time() - started_cpu_s,
         }  # fmt: skip
+        return row if ranks.is_alone else same_row(ranks, row)
 
     def _step(self, pixels: Tensor, draw_B: NDArray[np.int64], plan: EpochPlan, step: int, total_steps: int) -> Step:
         said = self._lessons.told(plan, draw_B)
@@ -251,13 +270,15 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        if not self._ranks.is_first:
+            return
         checkpoint = {
             "format": CHECKPOINT_FORMAT, "epoch": self._epoch, "best": self._best,
             "best_model": self._best_model, "metrics": self._metrics,
             "stopped_early": self._stopped_early,
             "config": {**asdict(self._config), "cache": _named(self._reader)},
             "ids": self._ids, "threads": torch.get_num_threads(), "learned_keys": self._learned_keys,
-            **self._learner.state(),
+            "ranks": self._ranks.world_size, "launch": self._ranks.place.launch, **self._learner.state(),
         }  # fmt: skip
         if self._student.architecture is not None:
             checkpoint["architecture"] = self._student.architecture
@@ -306,8 +327,9 @@ def _on(device: str, values: NDArray[np.float32] | None) -> Tensor | None:
     return None if values is None else torch.from_numpy(values).to(device)
 
 
-def _progress(batches: Iterator[tuple[Tensor, Tensor]], total: int, epoch: int) -> Any:
-    return tqdm(batches, total=total, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=None)
+def _progress(batches: Iterator[tuple[Tensor, Tensor]], total: int, epoch: int, *, shown: bool) -> Any:
+    disable = None if shown else True
+    return tqdm(batches, total=total, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=disable)
 
 
 def _epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -18,6 +18,7 @@ from data.loaders import StudentLoader
 from pipeline.card import StudentCard
 from pipeline.inference import normalise
 from pipeline.metrics import Agreement, Metrics, agreement, classification_metrics
+from pipeline.ranks import ALONE, Ranks
 from pipeline.targets import TeacherTargets
 from pipeline.tasks import UNLABELLED
 
@@ -60,22 +61,28 @@ class Validation:
 
 
 class Validator:
-    """The validation images of one run."""
+    """The validation images of one run, of which each of several ranks looks at its share."""
 
-    def __init__(self, targets: TeacherTargets, card: StudentCard, load: StudentLoader, device: str) -> None:
+    def __init__(
+        self, targets: TeacherTargets, card: StudentCard, load: StudentLoader, device: str, ranks: Ranks = ALONE
+    ) -> None:
         self.targets, self._card, self._load, self._device = targets, card, load, device
-        self._rows = targets.clean_rows()
-        self.teacher_NK = targets.teacher_logits(self._rows)
+        self._ranks = ranks
+        self._shown = targets if ranks.is_alone else targets.subset(np.arange(len(targets.samples))[ranks.share(
+            len(targets.samples))])  # fmt: skip
+        self._rows = self._shown.clean_rows()
+        self.teacher_NK = targets.teacher_logits(targets.clean_rows())
         self._pixels: Tensor | None = None
 
     def __call__(self, model: nn.Module, check_interrupt: Callable[[], None]) -> Validation:
         """The model must be in evaluation mode."""
         with torch.inference_mode():
-            logits_NK = torch.cat([
+            answers = [
                 model(normalise(pixels, self._card, self._device)).float().cpu()
                 for pixels in self._clean_batches(check_interrupt)
-            ])  # fmt: skip
-        said_NK, labels_NT = logits_NK.numpy(), self.targets.labels_NT
+            ]
+        mine_NK = torch.cat(answers).numpy() if answers else self.teacher_NK[:0]
+        said_NK, labels_NT = np.concatenate(self._ranks.gather(mine_NK)), self.targets.labels_NT
         found = {}
         for number, (task, columns) in enumerate(self._card.every_task.columns.items()):
             labelled = np.flatnonzero(labels_NT[:, number] != UNLABELLED)
@@ -83,6 +90,10 @@ class Validator:
                 said_NK[labelled, columns], self.teacher_NK[labelled, columns], labels_NT[labelled, number], task
             )
         return Validation(said_NK, found)
+
+    def alone(self) -> Validator:
+        """The same images for one rank."""
+        return self if self._ranks.is_alone else Validator(self.targets, self._card, self._load, self._device)
 
     def _of_task(
         self, said_NC: NDArray[np.float32], teacher_NC: NDArray[np.float32], labels_N: NDArray[np.int64], task: str
@@ -96,15 +107,15 @@ class Validator:
         if self._pixels is not None:
             yield from self._pixels.split(_BATCH_SIZE)
             return
-        items = self.targets.items(self._rows)
+        items = self._shown.items(self._rows)
         batches = [items[start : start + _BATCH_SIZE] for start in range(0, len(items), _BATCH_SIZE)]
         kept: list[Tensor] | None = [] if len(items) * 3 * self._card.size_px**2 < _KEPT_BYTES else None
         for pixels, index_B in self._load(batches):
             checked = index_B[:_N_CHECKED].numpy()
-            self.targets.check_pixels(pixels[:_N_CHECKED], checked, self._rows[checked])
+            self._shown.check_pixels(pixels[:_N_CHECKED], checked, self._rows[checked])
             if kept is not None:
                 kept.append(pixels)
             yield pixels
             check_interrupt()
-        if kept is not None:
+        if kept:
             self._pixels = torch.cat(kept)
