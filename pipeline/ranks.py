@@ -125,6 +125,11 @@ class Ranks:
         """Inside, a rank that was lost after Ctrl-C was interrupted like this one, which `check_interrupt` raises."""
         yield
 
+    @property
+    def would_hang(self) -> bool:
+        """Whether this process, if it ends as usual, waits for ranks that may wait for it to end."""
+        return False
+
     def may_speak(self) -> bool:
         """Whether nobody has told an error before this rank, which then does."""
         return True
@@ -241,6 +246,11 @@ class JoinedRanks(Ranks):
         except (RankLost, RuntimeError):
             check_interrupt()
             raise
+
+    @property
+    def would_hang(self) -> bool:
+        """NCCL waits for its kernels."""
+        return self._on_device is not None
 
     def may_speak(self) -> bool:
         """The first rank of a common error, and else the first to fail: the others fail because it is gone."""

@@ -94,7 +94,7 @@ def told(message: str) -> str | None:
 
 def leave(exit_code: int) -> None:
     """End a rank that failed, at once: NCCL would wait for the others, which wait for this one to end."""
-    if exit_code and not _current[0].is_alone:
+    if exit_code and _current[0].would_hang:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
