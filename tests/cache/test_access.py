@@ -106,10 +106,10 @@ def test_threads_read_on_beside_one_that_looks_again(make, path, memory_map, mon
     reader.logits([0])
     inspect = access.inspect
 
-    def slow(file, its_path):
+    def slow(file, its_path, **options):
         inspections.append(its_path)
         time.sleep(0.05)
-        return inspect(file, its_path)
+        return inspect(file, its_path, **options)
 
     monkeypatch.setattr(access, "inspect", slow)
     os.utime(path)
