@@ -179,10 +179,11 @@ def test_a_drive_that_goes_away_is_told(path, monkeypatch):
     reader = CacheReader(path, memory_map=False)
     reader.logits([0])
 
-    def gone(fd, buffers, offset):
+    def gone(fd, what, offset):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", gone)
+    monkeypatch.setattr(os, "pread", gone)
     for read in (lambda: reader.logits([0]), reader.verify, lambda: CacheReader(path)):
         with pytest.raises(CacheError, match=r"cannot read .*t\.h5 \(Input/output error\)") as caught:
             read()
