@@ -41,13 +41,13 @@ Measured = dict[str, float]
 
 @contextmanager
 def timed(found: Measured) -> Iterator[None]:
-    """Wall seconds of what is inside, and the peak before it."""
+    """Wall and CPU seconds of what is inside, and the peak before it."""
     import resource
 
     found["before_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    began = time.perf_counter()
+    began, began_cpu_s = time.perf_counter(), time.process_time()
     yield
-    found["seconds"] = time.perf_counter() - began
+    found["seconds"], found["cpu_s"] = time.perf_counter() - began, time.process_time() - began_cpu_s
 
 
 def write(work: Path, n_samples: int, n_shares: int) -> Measured:
@@ -227,6 +227,7 @@ def gather(work: Path, n_samples: int, n_shares: int) -> Measured:
             targets.teacher_logits(rows)
             targets.reader.params(rows)
             seconds.append(time.perf_counter() - began)
+    found["cpu_s"] /= len(seconds)
     found["seconds"] = statistics.median(seconds)
     return found
 
@@ -271,12 +272,13 @@ def measure(operation: str, work: Path, n_samples: int, n_shares: int) -> Measur
 
 def line(operation: str, n_samples: int, rounds: list[Measured]) -> list[str]:
     """A line of the table: medians, the largest peak."""
-    seconds = statistics.median(one["seconds"] for one in rounds)
+    seconds, cpu_s = (statistics.median(one[name] for one in rounds) for name in ("seconds", "cpu_s"))
     is_batch = operation.startswith("gather")
-    each_us = seconds / (BATCH_ROWS if is_batch else n_samples) * 1e6
+    n_each = BATCH_ROWS if is_batch else n_samples
+    each_us = f"{seconds / n_each * 1e6:.3f} ({cpu_s / n_each * 1e6:.3f})"
     before_mb, peak_mb = (max(one[name] for one in rounds) for name in ("before_mb", "peak_mb"))
     said = f"{seconds * 1000:.3f} ms a batch" if is_batch else f"{seconds:.3f} s"
-    return [operation, f"{n_samples:,}", said, f"{each_us:.3f}", f"{peak_mb:,.0f}", f"{before_mb:,.0f}"]
+    return [operation, f"{n_samples:,}", said, each_us, f"{peak_mb:,.0f}", f"{before_mb:,.0f}"]
 
 
 def of_size(work: Path, n_samples: int, n_shares: int, n_rounds: int) -> Iterator[list[str]]:
@@ -322,7 +324,7 @@ def main() -> None:
     from timing import machine_line, markdown
 
     print(machine_line())
-    print(markdown(["operation", "samples", "time", "us each", "peak MB", "MB before"], sorted(lines, key=order)))
+    print(markdown(["operation", "samples", "time", "us each (CPU)", "peak MB", "MB before"], sorted(lines, key=order)))
 
 
 def order(found: list[str]) -> tuple[int, int]:
