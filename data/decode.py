@@ -119,6 +119,15 @@ def decode_with_facts(encoded: bytes, name: str) -> tuple[Tensor, ImageFacts]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), facts
 
 
+def n_pixels(path: str | Path) -> int:
+    """Width times height of the first frame, by the header alone; 0 where there is none that can be read."""
+    try:
+        with _quiet_pillow, Image.open(path, formats=_FORMATS) as opened:
+            return int(opened.width * opened.height)
+    except _PILLOW_ERRORS:
+        return 0
+
+
 def n_frames(encoded: bytes) -> int:
     """How many frames or pages an image has that can be decoded; reads headers only, but those of all pages."""
     try:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, quick_imports, same_command
+from pipeline.commands.shared import (
+    FILE,
+    data_options,
+    device_options,
+    goes_on_with,
+    quick_imports,
+    same_command,
+    user_folder,
+)
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
@@ -84,13 +92,22 @@ def _settings(command: Any) -> Any:
 @click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
 @click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--pixels",
+    type=click.Choice(["auto", "jpeg", "decoded", "views"]),
+    default="auto",
+    show_default=True,
+    help="Keep rendered views or decoded images on disk; no result depends on it.",
+)
+@click.option("--pixels-gb", type=click.FloatRange(0), default=8.0, show_default=True, help="The most disk for them.")
+@click.option("--pixels-dir", type=FILE, help="Where they are kept [CACHE.pixels].")
 @device_options
 @data_options
 @click.pass_context
 def train(
     context: click.Context, data: Path, cache_files: tuple[Path, ...], out: Path | None, n_seeds: int | None,
     config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str,
-    workers: int | None, scan: ScanOptions, **flags: Any,
+    workers: int | None, scan: ScanOptions, pixels: str, pixels_gb: float, pixels_dir: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
@@ -109,14 +126,16 @@ def train(
     with goes_on_with(lambda: same_command("--resume") if _first_run(out) else same_command()):
         with quick_imports():
             from pipeline.train import train as run_training
+            from pipeline.training.pixels import PixelOptions
             from pipeline.training.seeds import train_seeds
 
         config = _resolve(given, config_file, _first_run(out) or out if resume else None)
+        where = PixelOptions(choice=pixels, limit_gb=pixels_gb, folder=pixels_dir, fallback=user_folder() / "pixels")
 
         def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
             return run_training(
                 data, cache_files, folder, config,
-                resume=resume, anyway=anyway, device=device, workers=workers, report=report, scan=scan,
+                resume=resume, anyway=anyway, device=device, workers=workers, report=report, scan=scan, pixels=where,
             )  # fmt: skip
 
         if n_seeds is not None:
