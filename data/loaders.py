@@ -146,7 +146,7 @@ class StudentLoader:
 
     def _by_workers(self, loader: DataLoader[Any], batches: Sequence[Sequence[ViewItem]]) -> Generator[Any]:
         self._sampler.batches = batches
-        with _starting_workers():
+        with starting_workers():
             iterator = iter(loader)
         yield from iterator
 
@@ -170,7 +170,7 @@ def _as_it_is(batch: Any) -> Any:
 def teacher_loader(dataset: TeacherViews, workers: int) -> Iterator[SampleViews]:
     """The items of stage one in order, each as soon as a worker has it."""
     loader = _data_loader(dataset, workers, batch_size=None)
-    with _starting_workers():
+    with starting_workers():
         iterator = iter(loader)
     yield from iterator
 
@@ -183,7 +183,7 @@ def default_workers(device: str) -> int:
 def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
     if workers:
         options |= {"multiprocessing_context": "spawn", "persistent_workers": True, "prefetch_factor": 2}
-    with _starting_workers():
+    with starting_workers():
         # Starting a pass draws a number, with kept workers the first pass alone: from this generator, so that dropout
         # after a resume, or with other workers, is as it was.
         generator = torch.Generator()
@@ -196,13 +196,13 @@ def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
     # torch's own watchdog looks for the parent only from here on: one that was killed before, while this process was
     # importing, it would wait for for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # The thread that hands tensors over may be inside torch when the interpreter is taken down around it: C++ then ends
     # the process with "terminate called without an active exception" (seen after Ctrl-C, below the line that goes on).
     atexit.register(os._exit, 0)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -210,7 +210,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _starting_workers() -> Iterator[None]:
+def starting_workers() -> Iterator[None]:
     """A Ctrl-C waits until the children have started, and never reaches them: what is blocked here stays so in them."""
     with warnings.catch_warnings():
         # More workers than cores is a user's explicit choice here; the default never does it.

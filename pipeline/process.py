@@ -16,6 +16,7 @@ from pipeline.errors import SettingError
 
 _M_MMAP_MAX, _M_TRIM_THRESHOLD, _M_TOP_PAD = -4, -1, -2
 MAX_SEED = 2**63 - 1
+_allocator_is_tuned = False
 
 
 def tune_allocator() -> bool:
@@ -31,7 +32,14 @@ def tune_allocator() -> bool:
     except AttributeError:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
-    return all(mallopt(option, value) == 1 for option, value in settings)
+    global _allocator_is_tuned
+    _allocator_is_tuned = all(mallopt(option, value) == 1 for option, value in settings)
+    return _allocator_is_tuned
+
+
+def allocator_is_tuned() -> bool:
+    """Whether `tune_allocator` did so in this process."""
+    return _allocator_is_tuned
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache import CacheReader
 from cache.errors import CacheMismatch
+from data.sample_table import take
 from data.samples import Sample
 from data.view_batches import ViewBatch, ViewItem
 from data.views import COLUMNS, WITNESS_LIMIT, ViewPolicy, view_orders, witness, witness_tolerance
@@ -65,7 +66,7 @@ class TeacherTargets:
     @property
     def n_views_N(self) -> NDArray[np.int64]:
         """How many views the cache has of each sample, int64 [N]."""
-        first_row = self.reader.first_row.astype(np.int64)
+        first_row = self.reader.first_row.view(np.int64)
         return first_row[self.index_N + 1] - first_row[self.index_N]
 
     @property
@@ -75,8 +76,9 @@ class TeacherTargets:
 
     def subset(self, chosen: NDArray[np.int64]) -> TeacherTargets:
         """Some of the samples, by their numbers."""
-        samples = [self.samples[i] for i in chosen.tolist()]
-        return replace(self, samples=samples, index_N=self.index_N[chosen], labels_NT=self.labels_NT[chosen])
+        return replace(
+            self, samples=take(self.samples, chosen), index_N=self.index_N[chosen], labels_NT=self.labels_NT[chosen]
+        )
 
     def of_task(self, task: str) -> TeacherTargets:
         """One task alone, and the samples that have a label in it."""
@@ -158,7 +160,7 @@ class TeacherTargets:
 
     def all_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All V rows of each row's sample, and which of `rows` each is for: int64 [sum of V] both; at least one row."""
-        sample = self.reader.sample_of_row[rows]
+        sample = self.reader.owners(rows)
         first, last = (self.reader.first_row[sample + more].astype(np.int64) for more in (0, 1))
         owner = np.repeat(np.arange(len(rows)), last - first)
         return np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]), owner
@@ -176,7 +178,7 @@ class TeacherTargets:
         """
         generator = np.random.default_rng(seed)
         chosen = generator.permutation(len(self.samples))[:n_checked]
-        first_row = self.reader.first_row.astype(np.int64)
+        first_row = self.reader.first_row.view(np.int64)
         rows = generator.integers(first_row[self.index_N[chosen]], first_row[self.index_N[chosen] + 1])
         self.check_pixels(rendered(self.items(rows, chosen)), chosen, rows)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from cache import open_caches
 from data.options import ScanOptions
@@ -17,11 +18,14 @@ from pipeline.arguments import check_data_and_cache
 from pipeline.bad_images import scan_like
 from pipeline.errors import OutputExists
 from pipeline.gate.check import check_teacher
+from pipeline.machine import this_machine
 from pipeline.outputs import check_output_folder
 from pipeline.process import resolve_device
 from pipeline.runs import RunFolder
+from pipeline.start import without_garbage_collection
 from pipeline.training.config import TrainConfig
 from pipeline.training.pixels import PixelOptions
+from pipeline.training.process_settings import ProcessOptions
 from pipeline.training.trainer import Trainer, TrainResult
 
 
@@ -36,6 +40,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     report: bool = True,
+    process: ProcessOptions = ProcessOptions(),
     scan: ScanOptions = ScanOptions(),
     pixels: PixelOptions = PixelOptions(),
 ) -> TrainResult:
@@ -55,17 +60,20 @@ def train(
     if not resume:
         _check_new(run)
     with contextlib.ExitStack() as stack:
+        start = stack.enter_context(contextlib.ExitStack())
+        start.enter_context(without_garbage_collection())
         previous = None
         if resume:
             run.load_last()  # or says that there is nothing to go on with, before a lock makes the folder
             stack.enter_context(run.held())
             previous = run.load_last()
+            config, process = _as_begun(previous, config, process)
         # Read, not mapped: somebody may copy another file over the cache while this runs for hours.
         reader = open_caches(caches, memory_map=False)
         images = scan_like(reader, data, scan)
         training = Trainer(
             run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume,
-            pixels=pixels,
+            process=process, pixels=pixels,
         )  # fmt: skip
         worth = training.announce()
         if previous is None:
@@ -77,7 +85,27 @@ def train(
             _check_new(run)  # another process may have begun and ended one meanwhile
         else:
             training.restore(previous)
+        start.close()
         return training.run_epochs(report)
+
+
+def train_into(
+    folder: Path, config: TrainConfig, resume: bool, *, data: str | Path, cache: Sequence[str | Path], **options: Any
+) -> TrainResult:
+    """`train` for whoever gives folder and settings later, or in another process; `options` are its others."""
+    return train(data, cache, folder, config, resume=resume, **options)
+
+
+def _as_begun(
+    previous: dict[str, Any], config: TrainConfig, process: ProcessOptions
+) -> tuple[TrainConfig, ProcessOptions]:
+    """Settings that a run chose by itself, as it chose them: last digits depend on the number of threads."""
+    threads, batch_size = previous.get("threads"), previous["config"].get("batch_size")
+    if process.threads is None and isinstance(threads, int) and 1 <= threads <= this_machine().n_usable:
+        process = replace(process, threads=threads)
+    if not config.batch_size and isinstance(batch_size, int):
+        config = replace(config, batch_size=batch_size)
+    return config, process
 
 
 def _check_new(run: RunFolder) -> None:

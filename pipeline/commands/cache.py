@@ -17,10 +17,10 @@ from pipeline.commands.shared import (
     data_options,
     device_options,
     goes_on_with,
-    quick_imports,
     same_command,
     user_folder,
 )
+from pipeline.start import without_garbage_collection
 
 if TYPE_CHECKING:
     from cache.store import Store
@@ -111,7 +111,7 @@ def cache_build(
         click.echo(_no_images(data, part) if plan is None else "\n".join(plan.lines()))
         return
     with goes_on_with(same_command), _or_pull(store):
-        with quick_imports():
+        with without_garbage_collection():
             from pipeline.build import BuildConfig, build_cache
 
         result = build_cache(

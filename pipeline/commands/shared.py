@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import gc
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -48,18 +47,6 @@ def goes_on_with(line: Callable[[], str]) -> Iterator[None]:
         if isinstance(error, CacheDiskFull):
             raise CacheDiskFull(f"{error}:\n  {line()}") from error
         raise
-
-
-@contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
-    """Inside, nobody looks for garbage: torch's import leaves none, and the looking is a fifth of its time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def same_command(*extra: str) -> str:

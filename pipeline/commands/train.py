@@ -5,6 +5,7 @@ Importing this loads neither torch, numpy nor h5py.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,13 @@ from pipeline.commands.shared import (
     data_options,
     device_options,
     goes_on_with,
-    quick_imports,
     same_command,
     user_folder,
 )
+from pipeline.start import without_garbage_collection
 
 if TYPE_CHECKING:
     from data.options import ScanOptions
-    from pipeline.train import TrainResult
     from pipeline.training.config import TrainConfig
 
 
@@ -47,7 +47,7 @@ def _settings(command: Any) -> Any:
         click.option("--fresh-views/--cached-views", "fresh_views", default=False,
                      help="With --no-teacher: views drawn anew every epoch."),
         _setting("--label-fraction", "label_fraction", number, 1.0, "Share of the labels to use, drawn by class."),
-        _setting("--batch-size", "batch_size", whole, 32, "Images in a step."),
+        _setting("--batch-size", "batch_size", whole, 0, "Images in a step; 0 = by the length of the run: 32 to 128."),
         _setting("--sampler", "sampler", words(["shuffle", "balanced"]), "shuffle",
                  "balanced draws each class equally often."),
         click.option("--teacher/--no-teacher", default=True, help="Without: hard labels only, on the same views."),
@@ -87,11 +87,19 @@ def _settings(command: Any) -> Any:
 @click.option(
     "--seeds", "n_seeds", type=click.IntRange(1, 1000), help="Train so many seeds, from --seed on, in RUN/seed-*."
 )
+@click.option(
+    "--at-once", type=click.IntRange(1, 1000),
+    help="Of --seeds: so many at the same time, in processes of their own [on a CPU one a core, else 1].",
+)  # fmt: skip
 @click.option("--config", "config_file", type=FILE, help="YAML file of settings, or config.json of a run; flags win.")
 @click.option("--write-config", type=FILE, help="Write all settings to this YAML file, and train nothing.")
 @click.option("--anyway", is_flag=True, help="Train on a teacher that is near chance or has its classes mixed up.")
 @click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the student on a CPU [the fastest, timed at start].")
+@click.option(
+    "--tuning/--no-tuning", "tuned", default=True, help="Without: torch's own threads, layout and optimizer loop."
+)
 @click.option(
     "--pixels",
     type=click.Choice(["auto", "jpeg", "decoded", "views"]),
@@ -106,8 +114,9 @@ def _settings(command: Any) -> Any:
 @click.pass_context
 def train(
     context: click.Context, data: Path, cache_files: tuple[Path, ...], out: Path | None, n_seeds: int | None,
-    config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool, device: str,
-    workers: int | None, scan: ScanOptions, pixels: str, pixels_gb: float, pixels_dir: Path | None, **flags: Any,
+    at_once: int | None, config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool,
+    device: str, workers: int | None, threads: int | None, tuned: bool, scan: ScanOptions,
+    pixels: str, pixels_gb: float, pixels_dir: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
@@ -123,23 +132,26 @@ def train(
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
+    if at_once is not None and n_seeds is None:
+        raise click.UsageError("--at-once goes with --seeds")
     with goes_on_with(lambda: same_command("--resume") if _first_run(out) else same_command()):
-        with quick_imports():
-            from pipeline.train import train as run_training
+        with without_garbage_collection():
+            from pipeline.process import resolve_device
+            from pipeline.train import train_into
             from pipeline.training.pixels import PixelOptions
-            from pipeline.training.seeds import train_seeds
+            from pipeline.training.process_settings import ProcessOptions
+            from pipeline.training.seeds import share_cores, train_seeds
 
         config = _resolve(given, config_file, _first_run(out) or out if resume else None)
         where = PixelOptions(choice=pixels, limit_gb=pixels_gb, folder=pixels_dir, fallback=user_folder() / "pixels")
 
-        def run(folder: Path, config: TrainConfig, resume: bool) -> TrainResult:
-            return run_training(
-                data, cache_files, folder, config,
-                resume=resume, anyway=anyway, device=device, workers=workers, report=report, scan=scan, pixels=where,
-            )  # fmt: skip
-
+        run = functools.partial(
+            train_into, data=data, cache=cache_files, anyway=anyway, device=device, workers=workers, report=report,
+            process=ProcessOptions(tuned=tuned, threads=threads), scan=scan, pixels=where,
+        )  # fmt: skip
         if n_seeds is not None:
-            found = train_seeds(out, config, n_seeds, run, resume=resume)
+            at_once, threads = share_cores(n_seeds, resolve_device(device), at_once=at_once, threads=threads)
+            found = train_seeds(out, config, n_seeds, run, resume=resume, at_once=at_once, threads=threads)
             mean, spread = found.mean_and_spread("val_macro_f1")
             click.echo(f"{out}: {len(found.rows)} seeds, val macro F1 {mean:.3f} +- {spread:.3f}")
             return

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from data.samples import Sample
 from pipeline.answers import said_groups
@@ -24,6 +25,7 @@ from pipeline.metrics.evaluation import Answers
 from pipeline.report.content import ReportContent
 from pipeline.report.page import write_report
 from pipeline.runs import RunFolder
+from pipeline.students.budget import Artefact, check_budget
 from pipeline.targets import TeacherTargets, teacher_parameters
 from pipeline.training.config import TrainConfig
 from pipeline.training.facts import StudentNumbers, teacher_numbers
@@ -48,14 +50,15 @@ class FinishedRun:
     validate: Validator
     learned: Sequence[Sample]
     n_parameters: int
-    artefact_bytes: int
+    artefact: Artefact
     device: str
 
 
 def close(run: FinishedRun, check_interrupt: Callable[[], None], *, report: bool = True) -> list[Verdict]:
     """The verdicts on the run; with `report` also writes `report.html` of its best student."""
     config, val = run.config, run.validate.targets
-    best = run.validate(load_student(run.folder.path, run.device).module, check_interrupt)
+    student = load_student(run.folder.path, run.device).module
+    best = run.validate(student, check_interrupt)
     settings = dataclasses.asdict(config)
     n_teacher = teacher_parameters(val.reader)
     teachers = {
@@ -71,12 +74,19 @@ def close(run: FinishedRun, check_interrupt: Callable[[], None], *, report: bool
     content = ReportContent(
         name=run.folder.path.absolute().name, rows=run.rows, settings=settings, tasks=run.card.every_task,
         verdicts=found, ids={name: value for name, value in run.ids.items() if value}, teacher=run.card.teacher,
-        n_parameters=run.n_parameters, exported_bytes=run.artefact_bytes,
+        n_parameters=run.n_parameters, exported_bytes=_exported_bytes(run, student),
         teacher_parameters=n_teacher if teachers else None, answers=_answers(run, best.logits_NK),
         group_of=said_groups(val.samples),
     )  # fmt: skip
     write_report(run.folder.path / REPORT_NAME, content)
     return found
+
+
+def _exported_bytes(run: FinishedRun, student: nn.Module) -> int:
+    """Exactly: there is time for it now."""
+    if run.artefact.is_exact:
+        return run.artefact.n_bytes
+    return check_budget(student, run.card, run.config.budget_mb)
 
 
 def _answers(run: FinishedRun, student_NK: NDArray[np.float32]) -> dict[str, Answers]:

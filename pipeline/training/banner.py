@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from cache.errors import printable
 from cache.union import CacheUnion
+from pipeline.students.budget import Artefact
 from pipeline.targets import teacher_parameters
 from pipeline.training.config import TrainConfig
 from pipeline.training.lessons import Lessons
+from pipeline.training.process_settings import ProcessSettings
 from pipeline.training.verdicts import CAPACITY_GAP
 
-_MB = 1_000_000
 _N_NAMED = 20
 """Classes that are counted in the banner."""
 _N_CACHES = 8
@@ -25,14 +24,13 @@ _N_CACHES = 8
 
 
 def banner(
-    lessons: Lessons, n_val: int, val_source: str, config: TrainConfig, *, n_parameters: int, artefact_bytes: int,
-    device: str, precision: str, workers: int,
+    lessons: Lessons, n_val: int, val_source: str, config: TrainConfig, *, n_parameters: int, artefact: Artefact,
+    process: ProcessSettings, workers: int,
 ) -> Iterator[str]:  # fmt: skip
     """What this run is, a line each; the words of strangers' files made printable."""
     yield (
         f"student  {config.student} at {config.student_size_px} px: {n_parameters / 1e6:.2f} M parameters, "
-        f"{artefact_bytes / _MB:.1f} MB exported ({artefact_bytes / _MB / config.budget_mb:.0%} of the budget of "
-        f"{config.budget_mb:g} MB)"
+        f"{artefact.share_of(config.budget_mb)}"
     )
     if isinstance(lessons.targets.reader, CacheUnion):
         yield printable(f"caches   {_caches(lessons.targets.reader)}")
@@ -59,8 +57,7 @@ def banner(
         of_task = f"{task}: " if len(lessons.tasks) > 1 else ""
         listed = ", ".join(counts[:_N_NAMED]) + (", ..." if len(counts) > _N_NAMED else "")
         yield printable(f"classes  {of_task}{listed}")
-    threads = torch.get_num_threads()
-    yield f"runs on  {device}, {precision}, {threads} thread{'s' * (threads != 1)}, {workers} loader processes"
+    yield f"runs on  {process.line()}; batches of {config.batch_size}, {workers} loader processes"
 
 
 def _caches(union: CacheUnion) -> str:

@@ -26,7 +26,7 @@ FLAGS = {"lr_peak": "--lr", "n_views": "--views", "student_size_px": "--student-
 """Setting -> its flag, where that has another name."""
 _RANGES: dict[str, tuple[float, float]] = {
     "student_size_px": (8, 4096), "dropout": (0, 0.99), "epochs": (1, 1_000_000), "early_stopping": (0, 1_000_000),
-    "n_views": (0, 65_535), "label_fraction": (1e-6, 1), "batch_size": (2, 1_000_000),
+    "n_views": (0, 65_535), "label_fraction": (1e-6, 1), "batch_size": (0, 1_000_000),
     "temperature": (1e-3, 1e3), "temperature_end": (0, 1e3), "alpha": (0, 1), "label_smoothing": (0, 0.99),
     "logit_adjustment": (0, 10), "lr_peak": (1e-9, 10), "warmup_fraction": (0, 1), "momentum": (0, 0.9999),
     "weight_decay": (0, 10), "clip_norm": (0, 1e6), "ema_decay": (0, 0.999999), "budget_mb": (0.001, 1e6),
@@ -58,8 +58,8 @@ class TrainConfig:
     """Hard labels on views that are drawn anew every epoch, the same way as the cache's. Needs `teacher` off."""
     label_fraction: float = 1.0
     """Share of the train images, drawn by class, whose labels are used; of the others the teacher's answers alone."""
-    batch_size: int = 32
-    """Images in a training step."""
+    batch_size: int = 0
+    """Images in a training step; 0 chooses by how many the run shows in all (`pipeline.training.batches`)."""
     sampler: str = "shuffle"
     """`shuffle` shows every image once an epoch; `balanced` draws as many, each class equally often."""
     teacher: bool = True
@@ -113,6 +113,8 @@ class TrainConfig:
             flag = f" ({FLAGS[name]})" if name in FLAGS else ""
             meant = f"; did you mean {value / 100:g}?" if high <= 1 < value <= 100 else ""
             raise SettingError(f"{name}{flag} must be in {low:g}..{high:g}, got {value}{meant}")
+        if self.batch_size == 1:
+            raise SettingError("batch_size must be at least 2, or 0 to choose it, got 1: batch norm needs two images")
         for name, words in CHOICES.items():
             if (value := getattr(self, name)) not in words:
                 raise SettingError(f"{name} must be {' or '.join(words)}, got {value!r}{did_you_mean(value, words)}")
@@ -128,6 +130,8 @@ class TrainConfig:
 def other_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """The settings of a run, as `config.json` has them, that `config` has otherwise, for people."""
     run = dataclasses.asdict(TrainConfig()) | dict(saved)  # a run of an older version has no newer settings
+    if not config.batch_size:  # whoever leaves the choice to the run takes what it chose
+        config = dataclasses.replace(config, batch_size=run["batch_size"])
     return [
         f"{name}{f' ({FLAGS[name]})' if name in FLAGS else ''}: the run has {run[name]!r}, this call {value!r}"
         for name, value in dataclasses.asdict(config).items() if run[name] != value

@@ -19,7 +19,6 @@ from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimisation import (
     MovingAverage,
-    is_fused,
     learning_rate,
     make_optimizer,
     temperature_at,
@@ -91,13 +90,13 @@ class Learner:
 
     def __init__(
         self, model: nn.Module, config: TrainConfig, device: str, tasks: Tasks, *,
-        class_weights_K: Tensor | None = None, logit_offsets_K: Tensor | None = None,
+        fused: bool, class_weights_K: Tensor | None = None, logit_offsets_K: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.model, self._config, self._device = model, config, device
         self.precision = resolve_precision(config.precision, device)
         self._average = MovingAverage(model, config.ema_decay)
-        self._fused = is_fused(config.optimizer, device, self.precision)
-        self._optimizer = make_optimizer(model, config, fused=self._fused)
+        self._fused = fused
+        self._optimizer = make_optimizer(model, config, fused=fused)
         self._scaler = loss_scaler(self.precision, device)
         self._tasks = tasks
         of_columns = {"class_weights_C": class_weights_K, "logit_offsets_C": logit_offsets_K}

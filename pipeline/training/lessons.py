@@ -39,7 +39,7 @@ class Lessons:
 
     def __init__(self, targets: TeacherTargets, config: TrainConfig) -> None:
         self._config = config
-        keys = [sample.key for sample in targets.samples]
+        keys = [sample.key for sample in targets.samples] if config.label_fraction < 1 else ()
         labels_NT = keep_labels(keys, targets.labels_NT, config.label_fraction, config.seed)
         if not config.teacher:  # an image without a label has nothing to teach then
             kept = np.flatnonzero((labels_NT != UNLABELLED).any(axis=1))
@@ -49,9 +49,9 @@ class Lessons:
         _check_n_views(targets, config.n_views)
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> Sequence[Sample]:
         """The samples, as `labels_NT` counts them."""
-        return list(self.targets.samples)
+        return self.targets.samples
 
     @property
     def n_labelled(self) -> int:

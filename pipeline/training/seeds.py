@@ -9,16 +9,19 @@ import json
 import logging
 import shlex
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cache import durable
-from pipeline.errors import OutputExists, RunError
+from pipeline.errors import OutputExists, RunError, SettingError
 from pipeline.outputs import check_output_folder
 from pipeline.runs import RunFolder, is_finished, seed_runs
 from pipeline.training.config import TrainConfig, other_settings
+from pipeline.training.side_by_side import Job, Run, is_possible, run_side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +53,17 @@ def train_seeds(
     out: str | Path,
     config: TrainConfig,
     n_seeds: int,
-    run: Callable[[Path, TrainConfig, bool], object],
+    run: Run,
     *,
     resume: bool,
+    at_once: int = 1,
+    threads: int = 1,
 ) -> SeedsResult:  # fmt: skip
-    """Run the seeds config.seed, +1, ... one after the other; with `resume` those that are finished stay as they are.
+    """Run the seeds config.seed, +1, ...; with `resume` those that are finished stay as they are.
 
     Mean and spread are over all finished seeds of the folder, those of earlier calls included.
-
-    `run(folder, config, resume)` trains one. Raises OutputExists or RunError before the first.
+    `run(folder, config, resume)` trains one, in this process or, where several run `at_once`, in processes of their own
+    on `threads` threads each. Raises OutputExists or RunError before the first.
     """
     out = Path(out)
     check_output_folder(out)
@@ -67,13 +72,14 @@ def train_seeds(
     every = sorted({*wanted, *_finished_seeds(out)}, key=lambda seed: (seed in wanted, seed))  # earlier calls' first
     for seed in every:
         _check_settings(RunFolder(out / f"seed-{seed}"), replace(config, seed=seed))
+    folders = {seed: RunFolder(out / f"seed-{seed}") for seed in every}
+    left = [
+        Job(f"seed {seed}", folder.path, replace(config, seed=seed), resume and folder.last.exists())
+        for seed, folder in folders.items() if not _is_finished(folder)
+    ]  # fmt: skip
+    _run(left, run, at_once, threads)
     rows, seal = dict[int, dict[str, Any]](), ""
-    for seed in every:
-        folder = RunFolder(out / f"seed-{seed}")
-        if not _is_finished(folder):
-            number = seed - config.seed + 1
-            log.info("seed     %d (%d of %d) in %s", seed, number, n_seeds, shlex.quote(str(folder.path)))
-            run(folder.path, replace(config, seed=seed), resume and folder.last.exists())
+    for seed, folder in folders.items():
         last = folder.load_last()
         seal = seal or last["ids"]["seal"]
         if last["ids"]["seal"] != seal:
@@ -82,6 +88,30 @@ def train_seeds(
     result = SeedsResult(out, tuple(rows[seed] for seed in sorted(rows)))
     durable.write_atomic(out / SUMMARY_NAME, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     return result
+
+
+def share_cores(n_runs: int, device: str, *, at_once: int | None, threads: int | None) -> tuple[int, int]:
+    """(how many runs at the same time, threads of each): on a CPU a run a core, on another device one after another.
+
+    More than one on a GPU was not measured. SettingError where this system cannot do what was asked for.
+    """
+    if at_once is not None and at_once > 1 and not is_possible():
+        raise SettingError(f"this system cannot train {at_once} seeds at the same time: leave out --at-once")
+    cores = torch.get_num_threads()  # respects OMP_NUM_THREADS, and the cores that this process may use
+    if at_once is None:
+        at_once = max(1, min(n_runs, cores // (threads or 1))) if device == "cpu" and is_possible() else 1
+    return at_once, threads or max(1, cores // at_once)
+
+
+def _run(jobs: Sequence[Job], run: Run, at_once: int, threads: int) -> None:
+    if at_once > 1 and len(jobs) > 1:
+        log.info("seeds    %d runs, %d at once on %d threads each", len(jobs), min(at_once, len(jobs)), threads)
+        run_side_by_side(jobs, run, at_once, threads)
+        return
+    for number, job in enumerate(jobs):
+        where = shlex.quote(str(job.folder))
+        log.info("%-8s %d (%d of %d) in %s", "seed", job.config.seed, number + 1, len(jobs), where)
+        run(job.folder, job.config, job.resume)
 
 
 def _is_finished(folder: RunFolder) -> bool:

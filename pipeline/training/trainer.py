@@ -31,15 +31,16 @@ from pipeline.card import StudentCard
 from pipeline.errors import RunError, SettingError, did_you_mean
 from pipeline.gate.check import short_lines
 from pipeline.gate.report import TeacherReport, teacher_reports
-from pipeline.inference import memory_format, normalise
+from pipeline.inference import normalise
 from pipeline.joining import join
 from pipeline.process import deferred_interrupts, derived_seed
 from pipeline.report.closing import FinishedRun, close
 from pipeline.runs import CHECKPOINT_FORMAT, RunFolder
-from pipeline.students.budget import check_budget, n_parameters
+from pipeline.students.budget import n_parameters, weigh
 from pipeline.students.prepare import prepare_student
 from pipeline.tasks import Tasks, label_bytes
 from pipeline.training.banner import banner
+from pipeline.training.batches import with_batch_size
 from pipeline.training.config import TrainConfig, other_settings
 from pipeline.training.held_out import check_left, split_off_validation
 from pipeline.training.labels import class_weights, logit_offsets
@@ -47,6 +48,8 @@ from pipeline.training.learner import Learner, Step, Tally
 from pipeline.training.lessons import EpochPlan, Lessons
 from pipeline.training.optimisation import temperature_at
 from pipeline.training.pixels import PixelOptions, choose_pixels
+from pipeline.training.precision import resolve_precision
+from pipeline.training.process_settings import ProcessOptions, settle
 from pipeline.training.rows import chosen_by, score_columns
 from pipeline.training.validation import Validator
 
@@ -71,15 +74,16 @@ class Trainer:
 
     def __init__(
         self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None, skip_bad_images: bool, *, resumed: bool, pixels: PixelOptions,
+        workers: int | None, skip_bad_images: bool, *, resumed: bool, process: ProcessOptions, pixels: PixelOptions,
     ) -> None:  # fmt: skip
-        self._run, self._config, self._device, self._reader = run, config, device, reader
+        self._run, self._device, self._reader = run, device, reader
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
         targets = join(
             reader, {"train": learners, "val": validators}, images.words, images.classes,
             narrow=images.is_narrowed, clean=["val"], skip_bad_images=skip_bad_images, verified=True,
         )  # fmt: skip
         check_left(targets, images)
+        config = self._config = with_batch_size(config, len(targets["train"].samples), device)
         self._lessons = Lessons(targets["train"], config)
         learn, tasks = self._lessons.targets, self._lessons.tasks
         _check_best_by(config.best_by, tasks)
@@ -93,16 +97,18 @@ class Trainer:
             taught=config.teacher, teacher=str(reader.manifest.provenance.get("teacher", "")),
         )  # fmt: skip
         model = self._student.module
-        self._artefact_bytes = check_budget(model, self._card, config.budget_mb)
+        self._artefact = weigh(model, self._card, config.budget_mb)
         self._pixels = choose_pixels(pixels, {**targets, "train": learn}, config)
         learn.check_witness(self._pixels.source.batch, config.seed)
         labels_NT = self._lessons.labels_NT
         weights_K = class_weights(config.class_weights, labels_NT, tasks)
         offsets_K = logit_offsets(config.logit_adjustment, labels_NT, tasks)
-        self._layout = memory_format(device, model)
+        precision = resolve_precision(config.precision, device)
+        self._process = settle(model, process, device, precision, config.optimizer, config.student_size_px)
         self._learner = Learner(
-            model.to(device=device, memory_format=self._layout),  # type: ignore[call-overload]
-            config, device, tasks, class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
+            model.to(device=device, memory_format=self._process.layout),  # type: ignore[call-overload]
+            config, device, tasks, fused=self._process.fused,
+            class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
         )  # fmt: skip
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
         self._load = StudentLoader(
@@ -127,8 +133,7 @@ class Trainer:
         for line in banner(
             self._lessons, len(self._validate.targets.samples), self._val_source, config,
             n_parameters=n_parameters(self._learner.model),
-            artefact_bytes=self._artefact_bytes, device=self._device, precision=self._learner.precision,
-            workers=self._n_workers,
+            artefact=self._artefact, process=self._process, workers=self._n_workers,
         ):  # fmt: skip
             log.info("%s", line)
         loaded = f"; {loading_threads(self._device).to_text()}" if not self._n_workers else ""
@@ -194,7 +199,7 @@ class Trainer:
         return FinishedRun(
             folder=self._run, config=self._config, card=self._card, rows=self._metrics, ids=self._ids,
             teachers=self._teacher, train=self._lessons.targets, validate=self._validate, learned=self._lessons.samples,
-            n_parameters=n_parameters(self._learner.model), artefact_bytes=self._artefact_bytes, device=self._device,
+            n_parameters=n_parameters(self._learner.model), artefact=self._artefact, device=self._device,
         )  # fmt: skip
 
     def _one_epoch(self, epoch: int) -> dict[str, Any]:
@@ -232,7 +237,7 @@ class Trainer:
         said = self._lessons.told(plan, draw_B)
         labels_BT = torch.from_numpy(self._lessons.labels_NT[plan.sample_M[draw_B]]).to(self._device)
         teacher_BK = None if said is None else torch.from_numpy(said).to(self._device)
-        inputs = normalise(pixels, self._card, self._device, self._layout)
+        inputs = normalise(pixels, self._card, self._device, self._process.layout)
         found = self._learner.step(inputs, teacher_BK, labels_BT, step, total_steps)
         if not math.isfinite(found.loss):
             raise RunError(

@@ -169,7 +169,7 @@ def test_ctrl_c_while_workers_start_comes_after_and_is_not_lost() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
 
     def start() -> None:
-        with loaders._starting_workers():
+        with loaders.starting_workers():
             signal.raise_signal(signal.SIGINT)
             steps.append("started")
         steps.append("not interrupted")

@@ -1,4 +1,4 @@
-"""Metrics against numbers counted by hand."""
+"""Metrics against numbers counted by hand, and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from pipeline.metrics import agreement, classification_metrics
 
@@ -39,6 +42,23 @@ def test_the_metrics_equal_those_counted_by_hand() -> None:
     assert found.per_class["df"] == pytest.approx({"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4})
     assert found.per_class["mel"] == pytest.approx({"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5, "support": 2})
     assert found.per_class["nv"] == pytest.approx({"precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "support": 4})
+
+
+@given(answers=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_the_metrics_are_those_of_scikit_learn(answers: list[tuple[int, int]]) -> None:
+    labels, predicted = (np.array(column) for column in zip(*answers, strict=True))
+    every = np.arange(4)
+    found = classification_metrics(logits_for(predicted, 4), labels, (*CLASSES, "vasc"))
+    expected = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0.0)
+    present = expected[3] > 0
+    assert found.confusion == confusion_matrix(labels, predicted, labels=every).tolist()
+    assert found.balanced_accuracy == pytest.approx(expected[1][present].mean(), abs=1e-15)
+    assert found.macro_f1 == pytest.approx(expected[2][present].mean(), abs=1e-15)
+    for column, values in zip(("precision", "recall", "f1"), expected, strict=False):
+        of_classes = [row[column] for row in found.per_class.values()]
+        assert of_classes == [
+            pytest.approx(value, abs=1e-15) if there else None for value, there in zip(values, present, strict=True)
+        ]
 
 
 def test_a_class_without_samples_is_none_and_takes_no_part_in_the_averages() -> None:

@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.students.budget import Artefact
 from pipeline.targets import TeacherTargets
 from pipeline.training import lessons
 from pipeline.training.banner import banner
 from pipeline.training.config import TrainConfig
+from pipeline.training.process_settings import ProcessSettings
 
 Told = Callable[..., TeacherTargets]
+
+
+PROCESS = ProcessSettings(
+    device="cpu", precision="fp32", threads=2, timed_ms={1: 19.4, 2: 12.2}, layout=torch.channels_last, fused=True,
+    allocator=True,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def say(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         return list(
             banner(
                 lessons.Lessons(targets, config), 7, "split val", config, n_parameters=350_000,
-                artefact_bytes=1_600_000, device="cpu", precision="fp32", workers=2,
+                artefact=Artefact(1_600_000, is_exact=teacher_parameters is None), process=PROCESS, workers=2,
             )
         )  # fmt: skip
 
@@ -38,12 +47,11 @@ def say(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def test_the_banner_says_what_is_trained_on_what(say: Callable[..., list[str]]) -> None:
-    student, images, classes, where = say(budget_mb=3.2, student="resnet18")
+    student, images, classes, where = say(budget_mb=3.2, student="resnet18", batch_size=64)
     assert student == "student  resnet18 at 64 px: 0.35 M parameters, 1.6 MB exported (50% of the budget of 3.2 MB)"
     assert images == "images   5 train, 7 val (split val); 1 cached view each, 2 classes"
     assert classes == "classes  class 0 3, class 1 2"
-    assert where.startswith("runs on  cpu, fp32, ")
-    assert where.endswith((" thread, 2 loader processes", " threads, 2 loader processes"))
+    assert where == f"runs on  {PROCESS.line()}; batches of 64, 2 loader processes"
 
 
 def test_fresh_views_and_missing_labels_are_said(say: Callable[..., list[str]]) -> None:
@@ -55,7 +63,8 @@ def test_fresh_views_and_missing_labels_are_said(say: Callable[..., list[str]]) 
 def test_a_student_far_below_its_teacher_is_a_known_gap(
     teacher_parameters: int, is_gap: bool, say: Callable[..., list[str]]
 ) -> None:
-    line = say(teacher_parameters=teacher_parameters)[1]
+    student, line, *_ = say(teacher_parameters=teacher_parameters)
+    assert "at most 1.6 MB exported" in student
     assert line.startswith(f"capacity {350_000 / teacher_parameters:.2g} of the teacher's parameters")
     assert ("known gap: a teacher assistant may help" in line) == is_gap
     assert not any(line.startswith("capacity") for line in say(teacher_parameters=teacher_parameters, teacher=False)), (

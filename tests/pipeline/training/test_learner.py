@@ -13,6 +13,7 @@ from pipeline.losses.distillation import distillation_loss
 from pipeline.tasks import UNLABELLED, Tasks
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, Step, Tally, TaskStep
+from pipeline.training.optimisation import is_fused
 
 N_CLASSES = 3
 TASKS = Tasks({"class": ("mel", "nv", "vasc")})
@@ -40,7 +41,8 @@ def learner(*, weights: list[float] | None = None, offsets: list[float] | None =
         "class_weights_K": None if weights is None else torch.tensor(weights),
         "logit_offsets_K": None if offsets is None else torch.tensor(offsets),
     }
-    return Learner(small_model().train(), config, "cpu", TASKS, **made)
+    fused = is_fused(config.optimizer, "cpu", config.precision)
+    return Learner(small_model().train(), config, "cpu", TASKS, fused=fused, **made)
 
 
 def stepped(
@@ -213,7 +215,7 @@ def two_tasks(**settings: Any) -> Learner:
     config = TrainConfig(lr_peak=0.1, warmup_fraction=0.0, ema_decay=0.0, precision="fp32", **settings)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    return Learner(model, config, "cpu", Tasks({"modality": ("CT", "MR", "US"), "sex": ("f", "m")}))
+    return Learner(model, config, "cpu", Tasks({"modality": ("CT", "MR", "US"), "sex": ("f", "m")}), fused=True)
 
 
 def test_several_tasks_minimise_the_mean_of_their_own_losses() -> None:
