@@ -3,8 +3,8 @@
 The floor: Learner.step with the same settings, batches and number of threads on tensors that are resident: normalised,
 with their labels and soft targets gathered. Against it the training part of real epochs of the real Trainer; validation
 and checkpoint are timed apart. All contestants of a number of threads take turns in one process of its own, in shuffled
-order; an epoch is repeated until it takes --seconds. `all-in` is computed from what was measured: one epoch that renders
-all views and writes them, and 39 with the views there, over 40 floors.
+order; an epoch is repeated until it takes --seconds. `all-in` is computed from what was measured: one epoch that
+renders all views and writes them, and 39 with the views there, over 40 floors.
 Run: python benchmarks/epoch_over_step.py DATA t.h5 --student shufflenet_v2_x0_5 --student-size 96
 """
 
@@ -39,6 +39,7 @@ class Contest:
             student=given.student, student_size_px=given.student_size, batch_size=given.batch_size, epochs=EPOCHS
         )
         self.seconds, self.folder, self.workers = given.seconds, folder, given.workers
+        self.threads = given.threads[0]
         self.reader = open_caches(given.caches, memory_map=False)
         self.images = scan_like(self.reader, given.data, ScanOptions())
         self.trainers = {choice: self.trainer(choice) for choice in (*CHOICES, "floor", BUILDING)}
@@ -50,12 +51,14 @@ class Contest:
         """A run that has begun, of random weights."""
         from pipeline.runs import RunFolder
         from pipeline.training.pixels import PixelOptions
+        from pipeline.training.process_settings import ProcessOptions
         from pipeline.training.trainer import Trainer
 
         of_file = choice if choice in CHOICES else "jpeg"
         made = Trainer(
             RunFolder(self.folder / choice), self.reader, self.images, self.config, "cpu", self.workers, False,
-            resumed=False, pixels=PixelOptions(choice=of_file, limit_gb=1000, folder=self.folder / "pixels"),
+            resumed=False, process=ProcessOptions(threads=self.threads),
+            pixels=PixelOptions(choice=of_file, limit_gb=1000, folder=self.folder / "pixels"),
         )  # fmt: skip
         made._pixels.source.begin()
         made._check_interrupt = lambda: None
@@ -74,7 +77,7 @@ class Contest:
             said = lessons.told(plan, draw_B.numpy())
             labels_BT = torch.from_numpy(lessons.labels_NT[plan.sample_M[draw_B.numpy()]])
             resident.append(
-                (normalise(pixels, trainer._card, "cpu", trainer._layout), torch.from_numpy(said), labels_BT)
+                (normalise(pixels, trainer._card, "cpu", trainer._process.layout), torch.from_numpy(said), labels_BT)
             )
 
         def steps(epoch: int) -> float:
@@ -220,9 +223,8 @@ def main() -> None:
         around.append(
             f"{threads} threads: validation {found['validation_s']:.2f} s, checkpoint {found['checkpoint_s']:.3f} s"
         )
-    print(
-        f"{given.student} at {given.student_size} px, {found['n_images']:,} images, {given.rounds} rounds, {machine_line()}"
-    )
+    print(f"{given.student} at {given.student_size} px, {found['n_images']:,} images, {given.rounds} rounds")
+    print(machine_line())
     print(markdown(["threads", "pixels", "epoch / floor (95 %)", "CPU, with validation / floor", "ms an image"], rows))
     print("\n".join(around))
 
