@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,13 +53,18 @@ def loading_threads(device: str) -> Threads:
 @contextlib.contextmanager
 def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads compute on one core each, else each would start a team of its own; gone afterwards."""
-    computing = torch.get_num_threads()
+    computing, all_started = torch.get_num_threads(), threading.Barrier(n_threads + 1)
     pool = ThreadPoolExecutor(n_threads, "softlabel-load", initializer=torch.set_num_threads, initargs=(1,))
     try:
+        for _ in range(n_threads):
+            pool.submit(all_started.wait)
+        all_started.wait()
+        # What a thread sets for itself is also what threads that start later begin with.
+        torch.set_num_threads(computing)
         yield pool
     finally:
+        all_started.abort()
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(computing)  # what a thread sets is also what threads that start later begin with
 
 
 def ahead(batches: Iterable[Batch], make: Callable[[Batch], Made], n_threads: int) -> Iterator[Made]:

@@ -95,8 +95,8 @@ class SlotFile:
             return False
 
     def lacks(self, slot: int) -> bool:
-        """Whether nobody wrote a slot yet, as far as this process knows, and it may do so."""
-        return self._writes and not self._checks[slot]
+        """Whether nobody wrote a slot yet, and this process may do so."""
+        return self._writes and not self._checks[slot] and not self._looked_up(slot)
 
     def write(self, slot: int, content: memoryview) -> None:
         """Keep the bytes of a slot, if that can be done."""
@@ -142,7 +142,7 @@ class SlotFile:
     def _looked_up(self, slot: int) -> int:
         """The checksum of a slot that another process may have written meanwhile."""
         found = bytearray(4)
-        if _pread(self._fds[-1], memoryview(found), len(self._header) + 4 * slot) < 4:
+        if not self._fds or _pread(self._fds[-1], memoryview(found), len(self._header) + 4 * slot) < 4:
             return 0
         self._checks[slot] = check = int.from_bytes(found, "little")
         return check
