@@ -164,9 +164,7 @@ class JoinedRanks(Ranks):
         import torch
 
         if device == "mps":
-            raise SettingError(
-                "ranks share no MPS device: run softlabel without torchrun, or with --device cpu"
-            )
+            raise SettingError("ranks share no MPS device: run softlabel without torchrun, or with --device cpu")
         if device != "cuda":
             return
         if (n_devices := torch.cuda.device_count()) < self.place.local_world_size:
