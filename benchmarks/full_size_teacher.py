@@ -1,11 +1,12 @@
-"""How near is stage one to the bare forward pass at MedSigLIP's full size? Random weights, the real build.
+"""How near is stage one to the bare forward pass? Random weights at MedSigLIP's full size, or smaller; the real build.
 
 Makes a folder with a SiglipModel of google/medsiglip-448's shape (878 M parameters, 3.5 GB; built on the meta device
-and filled with small random numbers, since the real weights are gated). Then, in turns: a whole `build_cache` (its
-views/s from the first image to the last row), and the same number of views through the image tower alone, already
-normalised and on the device, at the same batch and precision. Prints the ratio of each round, their median, a profile
-of one build, and the peak memory of a build as a process of its own.
-Run: python benchmarks/full_size_teacher.py DATA --work FOLDER --images 2 --views 4
+and filled with small random numbers, since the real weights are gated), or of --shape's. Then, in turns of shuffled
+order: a whole `build_cache` (its views/s from the first image to the last row), and as many views through the image
+tower alone, already normalised and on the device, at the same batch and precision; on a GPU also through the compiled
+tower. Prints the median ratio with its interval, where the time of one build goes (by function, and by torch.profiler:
+on a GPU its busy share), and the peak memory of a build as a process of its own. GPU rows have not been measured.
+Run: python benchmarks/full_size_teacher.py DATA --work FOLDER --images 2 --views 4 [--precisions fp32 bf16]
 """
 
 from __future__ import annotations
@@ -13,25 +14,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import cProfile
+import os
 import pstats
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import estimate, interleaved, machine_line, markdown, ratio
 
 from data.samples import FOLDER_TASK
 from data.scan import scan_data
 from pipeline.build import BuildConfig, build_cache
-from pipeline.process import resolve_device
+from pipeline.process import resolve_device, tune_allocator
 from pipeline.teachers.dual_encoder import load_dual_encoder
 from pipeline.teachers.prompts import default_prompts
 from pipeline.teachers.small import SmallSiglip, new_siglip
+
+SHAPES = {
+    "demo": SmallSiglip(),
+    "tiny": SmallSiglip(size_px=224, patch_px=16, width=192, layers=12, heads=3),
+    "base": SmallSiglip(size_px=224, patch_px=16, width=768, layers=12, heads=12),
+}
+"""Beside `full`: the demo's teacher, and the widths of ViT-Ti and ViT-B at 224 px."""
 
 
 def make_full_size(folder: Path, texts: list[str]) -> None:
@@ -77,11 +86,13 @@ def few_images(source: Path, folder: Path, count: int) -> None:
 class BareTower:
     """The image tower and nothing else, on tensors that are where they are needed."""
 
-    def __init__(self, folder: Path, device: str, precision: str, batch_size: int) -> None:
+    def __init__(self, folder: Path, device: str, precision: str, batch_size: int, *, compiled: bool = False) -> None:
         dual = load_dual_encoder(str(folder))
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
         weights = half if (device, precision) == ("cpu", "bf16") else torch.float32
         self._tower = dual.image_tower().to(device=device, dtype=weights).eval().requires_grad_(False)
+        if compiled:
+            self._tower = torch.compile(self._tower)
         size_px = dual.model.config.vision_config.image_size
         self._pixels = torch.randn(batch_size, 3, size_px, size_px).to(device=device, dtype=weights)
         self._autocast: Any = contextlib.nullcontext()
@@ -109,7 +120,7 @@ def build(images: Path, out: Path, config: BuildConfig) -> float:
 
 
 def print_profile(images: Path, out: Path, config: BuildConfig) -> None:
-    """Seconds of one build by what it did, of the part that counts for views/s."""
+    """Where the time of one build goes: by what it does, and by torch's own operations."""
     profile = cProfile.Profile()
     profile.enable()
     build(images, out, config)
@@ -121,9 +132,21 @@ def print_profile(images: Path, out: Path, config: BuildConfig) -> None:
         "teacher": ("teacher.py", "embed"), "decode and render": ("loaders.py", "__getitem__"),
         "add and seal": ("writer.py", "add"), "fp32 check": ("teacher.py", "compare_with_fp32"),
     }  # fmt: skip
-    for what, function in parts.items():
-        spent = found.get(function, 0.0)
-        print(f"  profile  {what:18} {spent:7.2f} s of {whole:.2f} ({spent / whole:.2%})")
+    lines = [
+        [what, f"{found.get(name, 0.0):.2f}", f"{found.get(name, 0.0) / whole:.2%}"] for what, name in parts.items()
+    ]
+    print(markdown(["part of a build", f"s of {whole:.2f}", "share"], lines))
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if config.device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as operations:
+        build(images, out, config)
+    averages = operations.key_averages()
+    key = "self_device_time_total" if config.device == "cuda" else "self_cpu_time_total"
+    if config.device == "cuda":
+        busy_s = sum(one.self_device_time_total for one in averages) / 1e6
+        print(f"the GPU is busy for {busy_s:.2f} s of {whole:.2f}")
+    print(averages.table(sort_by=key, row_limit=8, max_name_column_width=40))
 
 
 def peak_gb(images: Path, out: Path, config: BuildConfig) -> float:
@@ -131,8 +154,18 @@ def peak_gb(images: Path, out: Path, config: BuildConfig) -> float:
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "softlabel", "cache", "build", str(images), "-o", str(out), "--views", "1"]
     command += ["--teacher", config.teacher, "--precision", config.precision, "--batch-size", str(config.batch_size)]
-    subprocess.run([*command, "--device", config.device], check=True, stdout=subprocess.DEVNULL)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    child = subprocess.Popen([*command, "--device", config.device], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return usage.ru_maxrss * 1024 / 1e9
+
+
+def make_teacher(shape: str, folder: Path, texts: list[str]) -> None:
+    """The teacher's folder, if it is not there from an earlier run."""
+    if not (folder / "model.safetensors").exists():
+        make_full_size(folder, texts) if shape == "full" else new_siglip(SHAPES[shape], texts, folder)
 
 
 def main() -> None:
@@ -146,32 +179,45 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--precisions", nargs="+", default=["fp32"])
+    parser.add_argument("--shape", choices=["full", *SHAPES], default="full")
+    parser.add_argument(
+        "--compile", action="store_true", help="the bare tower compiled as well, which a GPU always has"
+    )
     arguments = parser.parse_args()
-    images, teacher, out = (arguments.work / name for name in ("images", "teacher", "t.h5"))
+    tune_allocator()  # as the command does
+    images, out = arguments.work / "images", arguments.work / "t.h5"
     shutil.rmtree(images, ignore_errors=True)
     few_images(arguments.data, images, arguments.images)
-    if not (teacher / "model.safetensors").exists():
-        classes = scan_data(images).classes[FOLDER_TASK]
-        make_full_size(teacher, [text for texts in default_prompts(classes).values() for text in texts])
+    classes = scan_data(images).classes[FOLDER_TASK]
+    teacher = arguments.work / f"teacher-{arguments.shape}"
+    make_teacher(arguments.shape, teacher, [text for texts in default_prompts(classes).values() for text in texts])
     device, n_views = resolve_device(arguments.device), arguments.images * arguments.views
+    print(machine_line())
     print(f"{device}, {torch.get_num_threads()} threads, {n_views} views a round, batches of {arguments.batch_size}")
+    lines = []
     for precision in arguments.precisions:
         config = BuildConfig(
             teacher=str(teacher), views=arguments.views, batch_size=arguments.batch_size, precision=precision,
             device=device, workers=arguments.workers,
         )  # fmt: skip
-        # The largest child so far: name the leaner precision first.
-        print(f"{precision}: peak memory of a build {peak_gb(images, out, config):.1f} GB")
-        bare = BareTower(teacher, device, precision, arguments.batch_size)
-        bare.views_per_s(1)
-        ratios = []
-        for number in range(arguments.rounds):
-            before, ours, after = bare.views_per_s(n_views), build(images, out, config), bare.views_per_s(n_views)
-            theirs = 2 / (1 / before + 1 / after)
-            ratios.append(ours / theirs)
-            print(f"  round {number + 1}: build {ours:.3f}, bare forward {theirs:.3f} views/s, ratio {ratios[-1]:.3f}")
-        print(f"{precision}: cache build / bare forward {statistics.median(ratios):.3f} (median)")
+        # The bare towers are made after it, and go before the next one.
+        peak = peak_gb(images, out, config)
+        towers = {"bare forward": BareTower(teacher, device, precision, arguments.batch_size)}
+        if device == "cuda" or arguments.compile:
+            towers["compiled"] = BareTower(teacher, device, precision, arguments.batch_size, compiled=True)
+        for tower in towers.values():
+            tower.views_per_s(1)
+        contestants = {"build": partial(build, images, out, config)}
+        contestants |= {name: partial(tower.views_per_s, n_views) for name, tower in towers.items()}
+        found = interleaved(contestants, arguments.rounds)
+        lines += [
+            [arguments.shape, precision, name, estimate(found["build"]), estimate(found[name]),
+             ratio(found["build"], found[name]), f"{peak:.1f}"]
+            for name in towers
+        ]  # fmt: skip
         print_profile(images, out, config)
+    columns = ["teacher", "precision", "against", "build, views/s", "it, views/s", "build / it", "build's peak, GB"]
+    print(markdown(columns, lines))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ from cache.verify import Block, sweep
 
 # A file that changes at each of these many looks is being written right now.
 _TRIES = 3
+# Rows that lie apart are read one by one in a tight loop: batches of a loader. Larger ones are not worth a second copy.
+_SMALL_BYTES = 1 << 14
+_N_LOOKED_AT = 64
 
 
 class Tables(Protocol):
@@ -73,12 +76,12 @@ class RowFile:
             with suppress(OSError, ValueError):
                 self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         for name, (spec, offset) in inspected.extents.items():
-            if is_big(name) and self._map is not None:
+            if (is_big(name) or name == "samples/name") and self._map is not None:
                 count = spec.n_bytes // spec.dtype.itemsize
                 self._arrays[name] = np.frombuffer(self._map, spec.dtype, count, offset).reshape(spec.shape)
 
     def take(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
-        """Fresh, writable copies of rows of a big object; `rows` are in range: a slice of step 1, or int64.
+        """Fresh, writable copies of rows of a big object, or of names; they are in range: a slice of step 1, or int64.
 
         Every row is from the sealed file, or it is a CacheDamaged: never some from another one.
         """
@@ -149,9 +152,15 @@ class RowFile:
     def _read(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         (dtype, shape), offset = self._inspected.extents[name]
         row_bytes = Spec(dtype, (1, *shape[1:])).n_bytes
-        wanted = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        values = np.empty((*wanted.shape, *shape[1:]), dtype)
-        flat, target = wanted.reshape(-1), memoryview(values.reshape(-1).view("u1").data)
+        if isinstance(rows, slice):
+            values = np.empty((rows.stop - rows.start, *shape[1:]), dtype)
+            durable.read_exactly(self._file, values.reshape(-1).view("u1").data, offset + rows.start * row_bytes)
+            return values
+        values = np.empty((*rows.shape, *shape[1:]), dtype)
+        flat, target = rows.reshape(-1), memoryview(values.reshape(-1).view("u1").data)
+        if row_bytes <= _SMALL_BYTES and not (np.diff(flat[:_N_LOOKED_AT]) == 1).any():
+            durable.read_each(self._file, (flat * row_bytes + offset).tolist(), row_bytes, target)
+            return values
         for start, stop in runs(flat):
             durable.read_exactly(
                 self._file, target[start * row_bytes : stop * row_bytes], offset + int(flat[start]) * row_bytes
@@ -165,7 +174,7 @@ class RowFile:
         with self._checking:  # reading metadata moves the descriptor's position, which all threads share
             if Stamp.of(self._file) == self._stamp:
                 return
-            again = inspect(self._file, self._path)
+            again = inspect(self._file, self._path, names=False)
             same = again.seal == self._inspected.seal and again.extents == self._inspected.extents
             if not same or sweep(again, self._read_piece):
                 raise CacheDamaged("another cache")

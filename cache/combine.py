@@ -1,15 +1,18 @@
 """Merge sealed files of one recipe into one sealed file, row by row, first source first.
 
-Never recomputes, repairs or averages a row. Memory is bounded: one source is open at a time, and its rows are scattered
-straight to their places. Run: `softlabel cache merge A.h5 B.h5 -o OUT.h5`
+Never recomputes, repairs or averages a row. Beside the small tables memory is bounded: a few sources are open at a
+time, and some megabytes of rows are put together from them and written at once.
+Run: `softlabel cache merge A.h5 B.h5 -o OUT.h5`
 
 Legend: R rows = (sample, view), S sources.
 """
 
 import logging
+import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ import numpy as np
 
 from cache import durable
 from cache.errors import CacheMismatch
-from cache.fill import NewFile, put_names
-from cache.layout import is_big
+from cache.fill import NewFile
+from cache.layout import Spec, is_big
 from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.survey import (
@@ -35,6 +38,9 @@ from cache.survey import (
 from cache.workspace import SEGMENT_SUFFIX, Workspace, visible
 
 log = logging.getLogger(__name__)
+
+_MAX_OPEN = 64
+"""Sources at a time; some systems allow a process no more than 256 files."""
 
 
 def merge(sources: Sequence[str | Path], out: str | Path) -> CacheReader:
@@ -62,7 +68,7 @@ def merge_locked(
 
     `temp_folder` (same disk) takes the unfinished file, `provenance` replaces fields of the sources'.
     """
-    surveys = [Survey.of(path, CacheReader(path, memory_map=False)) for path in paths]
+    surveys = [_surveyed(path) for path in paths]
     check_recipes(surveys)
     check_features(surveys)
     plan = planned(surveys)
@@ -73,8 +79,8 @@ def merge_locked(
     try:
         with NewFile(temp, plan.dims(surveys[0].dims, manifest).specs()) as new:
             _put_small(new, plan)
-            for index, survey in enumerate(surveys):
-                _put_source(new, survey, plan.target_rows[index], plan.is_first[index])
+            for start in range(0, len(surveys), _MAX_OPEN):
+                _put_sources(new, surveys, plan, range(start, min(start + _MAX_OPEN, len(surveys))))
             new.seal(manifest)
         with CacheReader(temp, memory_map=False) as written:
             written.verify()
@@ -118,23 +124,81 @@ def _put_small(new: NewFile, plan: Plan) -> None:
     new.put("samples/first_row", plan.first_row)
     new.put("rows/view", plan.view)
     if plan.names is not None:
-        put_names(new, plan.names)
+        new.put("samples/name", plan.names)
 
 
-def _put_source(new: NewFile, survey: Survey, target_rows: np.ndarray, is_first: np.ndarray) -> None:
-    """Scatter a source's own rows; compare the others with what an earlier source put in their place."""
-    with CacheReader(survey.path, memory_map=False) as reader:
-        if reader.seal != survey.seal:
-            raise CacheMismatch(f"{survey.path} changed during the merge: run it again")
-        reader.verify()
-        for name, spec in reader.dims.specs().items():
-            if not is_big(name):
-                continue
-            for part in spec.stretches():
-                values, targets, first = reader.read_object(name, part), target_rows[part], is_first[part]
-                new.scatter(name, values[first], targets[first])
-                if not first.all() and must_agree(name):
-                    check_agreement(name, values[~first], new.gather(name, targets[~first]), survey)
+def _surveyed(path: Path) -> Survey:
+    with CacheReader(path, memory_map=False) as reader:
+        return Survey.of(path, reader)
+
+
+def _put_sources(new: NewFile, surveys: Sequence[Survey], plan: Plan, numbers: range) -> None:
+    """Put the rows of some sources; compare those that an earlier source has, too, with what that one has said."""
+    with ExitStack() as stack:
+        readers = {}
+        for number in numbers:
+            survey = surveys[number]
+            readers[number] = reader = stack.enter_context(CacheReader(survey.path, memory_map=False))
+            if reader.seal != survey.seal:
+                raise CacheMismatch(f"{survey.path} changed during the merge: run it again")
+            reader.verify()
+        for name, (spec, _) in new.extents.items():
+            if is_big(name):
+                for stretch, members in _stretches(spec, plan, numbers):
+                    _put_stretch(new, name, stretch, [(surveys[at], readers[at], *_part(plan, at)) for at in members])
+
+
+def _stretches(spec: Spec, plan: Plan, numbers: range) -> Iterator[tuple[slice, list[int]]]:
+    """The stretches of an object that rows of these sources stand in, each with the numbers of those sources."""
+    stretches, members = list(spec.stretches()), defaultdict[int, list[int]](list)
+    n_entries = stretches[0].stop
+    for number in numbers:
+        targets = plan.target_rows[number]
+        for at in range(int(targets[0]) // n_entries, int(targets[-1]) // n_entries + 1):
+            members[at].append(number)
+    return ((stretches[at], members[at]) for at in sorted(members))
+
+
+def _part(plan: Plan, number: int) -> tuple[np.ndarray, np.ndarray]:
+    return plan.target_rows[number], plan.is_first[number]
+
+
+def _put_stretch(
+    new: NewFile, name: str, stretch: slice, members: Sequence[tuple[Survey, CacheReader, np.ndarray, np.ndarray]]
+) -> None:
+    """Put what some sources, in their order, have of a stretch: in one write, where they have all of it.
+
+    Keys are sorted in every source, so that each has its rows of a stretch side by side, whichever samples it has.
+    """
+    dtype, shape = new.extents[name].spec
+    values = np.empty((stretch.stop - stretch.start, *shape[1:]), dtype)
+    is_there = np.zeros(len(values), bool)
+    for survey, reader, targets, is_first in members:
+        # Of their own type: numpy would convert all of them for each search otherwise.
+        start, stop = np.searchsorted(targets, np.array([stretch.start, stretch.stop], targets.dtype)).tolist()
+        if start == stop:
+            continue
+        found, first = reader.read_object(name, slice(start, stop)), is_first[start:stop]
+        at, has_others = targets[start:stop] - stretch.start, not first.all()
+        own = (at[first], found[first]) if has_others else (at, found)
+        _whole_entries(values)[own[0]] = _whole_entries(own[1])
+        is_there[own[0]] = True
+        if must_agree(name) and has_others:
+            again = at[~first]
+            kept, elsewhere = values[again], ~is_there[again]  # those of sources that are closed by now
+            if elsewhere.any():
+                kept[elsewhere] = new.gather(name, again[elsewhere] + stretch.start)
+            check_agreement(name, found[~first], kept, survey)
+    if is_there.all():
+        new.put(name, values, stretch.start)
+    else:
+        new.scatter(name, values[is_there], np.flatnonzero(is_there) + stretch.start)
+
+
+def _whole_entries(values: np.ndarray) -> np.ndarray:
+    """The entries of a contiguous array as one value each: numpy copies them three times as fast as rows of numbers."""
+    entry_bytes = values.itemsize * math.prod(values.shape[1:])
+    return values.reshape(-1).view(np.dtype((np.void, entry_bytes)))
 
 
 def _publish(temp: Path, out: Path, replaced: bytes | None) -> None:

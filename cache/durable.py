@@ -12,7 +12,7 @@ import secrets
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from io import FileIO
 from pathlib import Path
@@ -147,6 +147,22 @@ def read_exactly(file: FileIO, buffer: memoryview, offset: int) -> None:
             if not n_bytes:
                 raise CacheDamaged(f"{file.name} ends before byte {offset + len(buffer):,}")
             buffer, offset = buffer[n_bytes:], offset + n_bytes
+
+
+def read_each(file: FileIO, offsets: Collection[int], n_bytes: int, target: memoryview) -> None:
+    """Fill `target` with pieces of equal length from many places; CacheDamaged where the file ends before one.
+
+    For small pieces far apart: a call of `read_exactly` for each takes three times as long.
+    """
+    if hasattr(os, "pread"):
+        read, fd = os.pread, file.fileno()
+        found = b"".join([read(fd, n_bytes, offset) for offset in offsets])
+        if len(found) == len(target):
+            target[:] = found
+            return
+    # A piece came short: of a file that ends before it, or where a system reads less than it is asked for.
+    for number, offset in enumerate(offsets):
+        read_exactly(file, target[number * n_bytes : (number + 1) * n_bytes], offset)
 
 
 def chunks(file: FileIO, offset: int, n_bytes: int) -> Iterator[memoryview]:

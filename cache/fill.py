@@ -82,7 +82,7 @@ class NewFile:
                 crcs = crc_table(spec.shape[0], partial(self.get, name))
                 self.put(f"crc32/{name}", crcs)
         specs = {name: extent.spec for name, extent in self.extents.items()}
-        seal = seal_of(specs, lambda name: [self.get(name, 0, specs[name].shape[0]).tobytes()])
+        seal = seal_of(specs, lambda name: durable.chunks(self._file, self.extents[name].offset, specs[name].n_bytes))
         self.put("seal", np.frombuffer(seal, "u1"))
         with durable.disk_errors(self.temp, self.n_bytes):
             durable.fsync_file(self._file.fileno())

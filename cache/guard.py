@@ -7,7 +7,7 @@ same descriptor. Never sweeps the CRCs (`cache.verify`). Run: `softlabel cache i
 import glob
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -87,13 +87,13 @@ def opened(path: Path) -> Iterator[FileIO]:
         yield file
 
 
-def inspect(file: FileIO, path: Path) -> Inspected:
-    """Check layout, seal, manifest and order of an open file.
+def inspect(file: FileIO, path: Path, *, names: bool = True) -> Inspected:
+    """Check layout, seal, manifest and order of an open file; without `names` these are checked, and not kept.
 
     Raises CacheDamaged; CacheNewer for a later format; CacheError where the drive fails, which is not the file's fault.
     """
     try:
-        return _inspect(file)
+        return _inspect(file, names)
     except CacheNewer as error:
         raise CacheNewer(f"cannot read {path}: {error}") from error
     except (CacheDamaged, ManifestError) as error:
@@ -120,7 +120,7 @@ def read_object(file: FileIO, extent: Extent) -> np.ndarray:
     return array
 
 
-def _inspect(file: FileIO) -> Inspected:
+def _inspect(file: FileIO, with_names: bool) -> Inspected:
     stamp = Stamp.of(file)  # before anything is read: what is written from now on shows
     container = contents(file, stamp.n_bytes)
     extents = container.extents
@@ -135,10 +135,12 @@ def _inspect(file: FileIO) -> Inspected:
         raise
     _check_tables(file, specs)
     # Read once: what is hashed is what is kept, whatever happens to the file.
-    names = sorted(filter(lambda name: not is_big(name), extents), key=lambda name: name not in _NEVER_EMPTY)
-    small = {name: _table(file, name, extents[name]) for name in names}
+    kept = filter(lambda name: not is_big(name) and (with_names or name != "samples/name"), extents)
+    small = {
+        name: _table(file, name, extents[name]) for name in sorted(kept, key=lambda name: name not in _NEVER_EMPTY)
+    }
     seal = small["seal"].tobytes()
-    if seal_of(specs, lambda name: [small[name].reshape(-1).view(np.uint8).data]) != seal:
+    if seal_of(specs, lambda name: _table_bytes(file, extents[name], small.get(name))) != seal:
         raise CacheDamaged("its seal does not match its tables (a changed or half-copied file)")
     manifest = Manifest.from_bytes(small.pop("manifest").tobytes())
     _check_manifest(manifest, dims)
@@ -200,6 +202,13 @@ def _table(file: FileIO, name: str, extent: Extent) -> np.ndarray:
             if not np.frombuffer(buffer, np.uint8).any():
                 raise CacheDamaged(f"{name} is empty from byte {piece:,} on")
     return read_object(file, extent)
+
+
+def _table_bytes(file: FileIO, extent: Extent, kept: np.ndarray | None) -> Iterable[memoryview]:
+    """The bytes of a table, from memory or else piece by piece."""
+    if kept is None:
+        return durable.chunks(file, extent.offset, extent.spec.n_bytes)
+    return [kept.reshape(-1).view(np.uint8).data]
 
 
 def _check_format(file: FileIO, extents: dict[str, Extent]) -> None:

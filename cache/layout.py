@@ -21,7 +21,9 @@ from cache.manifest import Manifest, object_header
 KEY_BYTES = 16
 WITNESS_COLUMNS = 12
 CRC_ENTRIES = 512
+_CRC_BLOCKS = 8
 _STRETCH_BYTES = 8 << 20
+_STRETCH_ENTRIES = 1 << 20
 # Above this many classes logits are float16 (error <= 0.008 at 16..32): a rule of C alone, so that files concatenate.
 MAX_FLOAT32_CLASSES = 256
 FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -214,16 +216,23 @@ def check_order(key: np.ndarray, first_row: np.ndarray, view: np.ndarray, error:
 
     if len(key) == 0 or len(view) == 0:
         refuse("no samples or no rows: an empty cache is not written")
-    ids = sortable(key)
-    if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
+    if not _ascends(sortable(key)):
         refuse("samples/key is not sorted and unique")
-    first = first_row.astype(np.int64)
-    if first[0] != 0 or first[-1] != len(view) or not (first[1:] > first[:-1]).all():
+    first = first_row.view(np.int64)
+    if first[0] != 0 or first[-1] != len(view) or not _ascends(first):
         refuse(f"samples/first_row does not run from 0 to {len(view)} with a row or more a sample")
-    starts = np.zeros(len(view), bool)
-    starts[first[:-1]] = True
-    if not (starts[1:] | (view[1:] > view[:-1])).all():
-        refuse("rows/view does not ascend within a sample")
+    # Places where a sample ends and views fall or stay: each of them is the start of the next sample.
+    for start in range(0, len(view) - 1, _STRETCH_ENTRIES):
+        part = view[start : start + _STRETCH_ENTRIES + 1]
+        falls = np.flatnonzero(part[1:] <= part[:-1]) + (start + 1)
+        if len(falls) and (first[np.searchsorted(first, falls)] != falls).any():
+            refuse("rows/view does not ascend within a sample")
+
+
+def _ascends(values: np.ndarray) -> bool:
+    """Whether each value is larger than the one before; a stretch at a time, as some arrays are half of the memory."""
+    stretches = (values[at : at + _STRETCH_ENTRIES + 1] for at in range(0, len(values) - 1, _STRETCH_ENTRIES))
+    return all(bool((part[1:] > part[:-1]).all()) for part in stretches)
 
 
 def sortable(key: np.ndarray) -> np.ndarray:
@@ -239,6 +248,11 @@ def encode_name(name: str) -> bytes:
     return encoded
 
 
+def decode_name(stored: bytes) -> str:
+    """A name for people as it was before `encode_name`."""
+    return stored.decode("utf-8", "surrogateescape")
+
+
 def runs(entries: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of each stretch in which `entries` (integers) goes up by one."""
     if len(entries):
@@ -247,9 +261,11 @@ def runs(entries: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def crc_table(n_entries: int, block: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """CRC-32 of each 512 entries, uint32 (blocks,); `block(start, stop)` gives those entries."""
-    starts = range(0, n_entries, CRC_ENTRIES)
-    crcs = [zlib.crc32(np.ascontiguousarray(block(at, min(at + CRC_ENTRIES, n_entries))).data) for at in starts]
+    """CRC-32 of each 512 entries, uint32 (blocks,); `block(start, stop)` gives entries, of some blocks at a time."""
+    crcs, step = [], CRC_ENTRIES * _CRC_BLOCKS
+    for start in range(0, n_entries, step):
+        entries = np.ascontiguousarray(block(start, min(start + step, n_entries)))
+        crcs += [zlib.crc32(entries[at : at + CRC_ENTRIES].data) for at in range(0, len(entries), CRC_ENTRIES)]
     return np.array(crcs, dtype="<u4")
 
 

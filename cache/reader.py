@@ -22,8 +22,9 @@ from cache import manifest as ids
 from cache.access import RowFile, RowSource, Tables, changed_message
 from cache.errors import CacheDamaged, CacheError, CacheMismatch, RowAbsent
 from cache.guard import Inspected, inspect, opened
-from cache.layout import KEY_BYTES, Dims, Table, is_big, sortable
+from cache.layout import KEY_BYTES, Dims, Table, decode_name, is_big
 from cache.manifest import Manifest
+from cache.search import KeyColumn, as_keys, find_rows, owners
 from cache.verify import Block, refuse_damaged
 
 Rows = int | slice | range | Sequence[int] | np.ndarray
@@ -129,9 +130,15 @@ class CacheReader:
 
     @cached_property
     def names(self) -> list[str] | None:
-        """Relative paths for people, N of them, or None."""
-        stored = self._tables.small.get("samples/name")
-        return None if stored is None else [name.decode("utf-8", "surrogateescape") for name in stored.tolist()]
+        """Relative paths for people, N of them, or None; of ten million take `stored_names`, a third of the memory."""
+        stored = self.stored_names()
+        return None if stored is None else [decode_name(name) for name in stored.tolist()]
+
+    def stored_names(self, samples: slice | np.ndarray | None = None) -> np.ndarray | None:
+        """The names of some samples, or of all, as the file has them: bytes of fixed width (M,), or None."""
+        if self.dims.name_bytes is None:
+            return None
+        return self._rows_file.take("samples/name", slice(0, self.n_samples) if samples is None else samples)
 
     @property
     def first_row(self) -> np.ndarray:
@@ -146,8 +153,12 @@ class CacheReader:
     @cached_property
     def sample_of_row(self) -> np.ndarray:
         """int64 (R,): the sample index of each row."""
-        first = self.first_row.astype(np.int64)
+        first = self.first_row.view(np.int64)
         return np.repeat(np.arange(self.n_samples, dtype=np.int64), first[1:] - first[:-1])
+
+    def owners(self, rows: np.ndarray) -> np.ndarray:
+        """The sample index of some rows, int64 (M,) -> int64 (M,): `sample_of_row` without its table of all rows."""
+        return owners(self.first_row, rows)
 
     @property
     def n_samples(self) -> int:
@@ -177,10 +188,10 @@ class CacheReader:
                 f"{self.path} has no {shown}: neither an image file with these bytes nor, where no such file stands, "
                 f"a stored name; `softlabel cache build` adds images"
             )
-        rows = self.rows_of(index)
+        rows, named = self.rows_of(index), self.stored_names(slice(index, index + 1))
         return CachedSample(
             key=bytes(self.keys[index]),
-            name=None if self.names is None else self.names[index],
+            name=None if named is None else decode_name(named.item()),
             views=self.view[rows].copy(),
             params=self.params(rows),
             logits={task: self.logits(rows, task) for task in self.tasks},
@@ -189,22 +200,14 @@ class CacheReader:
 
     def find(self, keys: np.ndarray | Iterable[bytes]) -> np.ndarray:
         """Keys uint8 (M,16), or 16 bytes each -> sample indices int64 (M,), -1 where the cache has no such key."""
-        wanted = _as_keys(keys)
-        at = np.searchsorted(self._sortable_keys, sortable(wanted)).astype(np.int64)
-        at[at == self.n_samples] = 0
-        at[(self.keys[at] != wanted).any(axis=1)] = -1
-        return at
+        return self._key_column.find(as_keys(keys))
 
     def row(self, sample_indices: Any, views: Any) -> np.ndarray:
         """Sample indices and view indices, broadcast -> row numbers int64, -1 where that sample lacks that view.
 
         A sample index of -1 (not found) gives -1.
         """
-        samples, wanted = np.broadcast_arrays(np.asarray(sample_indices, np.int64), np.asarray(views, np.int64))
-        codes = (samples << 16) | (wanted & 0xFFFF)
-        at = np.minimum(np.searchsorted(self._row_codes, codes), self.n_rows - 1).astype(np.int64)
-        absent = (self._row_codes[at] != codes) | (wanted < 0) | (wanted > 0xFFFF)
-        return np.where(absent, np.int64(-1), at)
+        return find_rows(self.first_row, self.view, sample_indices, views)
 
     def rows_of(self, sample_index: int) -> slice:
         """The rows of one sample."""
@@ -308,7 +311,7 @@ class CacheReader:
     @cached_property
     def _inspected(self) -> Inspected:
         with opened(self.path) as file:
-            inspected = inspect(file, self.path)
+            inspected = inspect(file, self.path, names=False)
         if self._seal is not None and inspected.seal != self._seal:
             raise CacheDamaged(changed_message(self.path))
         return inspected
@@ -353,13 +356,8 @@ class CacheReader:
         return self.dims.n_rows
 
     @cached_property
-    def _sortable_keys(self) -> np.ndarray:
-        return sortable(self.keys)
-
-    @cached_property
-    def _row_codes(self) -> np.ndarray:
-        """int64 (R,): sample index * 65536 + view, strictly ascending."""
-        return (self.sample_of_row << 16) | self.view.astype(np.int64)
+    def _key_column(self) -> KeyColumn:
+        return KeyColumn(self.keys)
 
     def _rows(self, rows: Rows) -> slice | np.ndarray:
         """Row numbers that are in range; only those of a slice count from the end: else -1 means absent, not last."""
@@ -378,20 +376,6 @@ class CacheReader:
             bad = wanted[(wanted < 0) | (wanted >= self.n_rows)].reshape(-1)[0]
             raise RowAbsent(f"row {bad} of {self.n_rows:,} in {self.path}: a sample or view that the cache lacks")
         return wanted
-
-
-def _as_keys(keys: np.ndarray | Iterable[bytes]) -> np.ndarray:
-    """-> uint8 (M,16), contiguous."""
-    if isinstance(keys, np.ndarray) and keys.dtype == np.uint8:
-        wanted = keys
-    else:
-        listed = [bytes(key) for key in keys]
-        if any(len(key) != KEY_BYTES for key in listed):
-            raise CacheMismatch(f"a key has {KEY_BYTES} bytes, got lengths {sorted({len(key) for key in listed})}")
-        wanted = np.frombuffer(b"".join(listed), np.uint8).reshape(-1, KEY_BYTES)
-    if wanted.ndim != 2 or wanted.shape[1] != KEY_BYTES:
-        raise CacheMismatch(f"keys are {wanted.shape}, expected (M, {KEY_BYTES})")
-    return np.ascontiguousarray(wanted)
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -3,9 +3,10 @@
 Reads the small tables alone, and writes nothing; `cache.combine` makes a file of it, `cache.union` a reader.
 Run: `softlabel cache merge A.h5 B.h5 -o OUT.h5`
 
-Legend: N samples, R rows = (sample, view).
+Legend: N samples, R rows = (sample, view), E entries = (source, sample).
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from cache.errors import CacheMismatch
-from cache.layout import KEY_BYTES, Dims, encode_name, sortable
+from cache.layout import KEY_BYTES, Dims, sortable
 from cache.manifest import SKIPPED, SKIPPED_FILES, Manifest
 from cache.reader import CacheReader
 from cache.recipes import apart
 from cache.rows import EMBEDDING, FeatureShapes, in_words
+from cache.search import KeyColumn, as_keys, first_integers
 
 MERGED_FROM = "merged_from"
 """The field of the provenance that counts the files whose rows stand in this one."""
@@ -29,21 +31,26 @@ TOLERANCE_LOGITS = {"fp32": 1e-4, "fp16": 0.1, "bf16": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """The small tables of one source, one entry a row."""
+    """The small tables of one source."""
 
     path: Path
     seal: bytes
     manifest: Manifest
     dims: Dims
-    key_R: np.ndarray
-    view_R: np.ndarray
-    names: list[str] | None
+    key: np.ndarray
+    """uint8 (N,16)."""
+    first_row: np.ndarray
+    """uint64 (N+1,)."""
+    view: np.ndarray
+    """uint16 (R,)."""
+    names: np.ndarray | None
+    """Bytes of fixed width (N,), as stored."""
 
     @classmethod
     def of(cls, path: Path, reader: CacheReader) -> "Survey":
         """Those of an open cache, which messages call `path`."""
-        key_R = sortable(reader.keys)[reader.sample_of_row]
-        return cls(path, reader.seal, reader.manifest, reader.dims, key_R, reader.view, reader.names)
+        names = reader.stored_names()
+        return cls(path, reader.seal, reader.manifest, reader.dims, reader.keys, reader.first_row, reader.view, names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +60,10 @@ class Plan:
     key: np.ndarray
     first_row: np.ndarray
     view: np.ndarray
-    names: list[str] | None
+    names: np.ndarray | None
+    """Bytes of fixed width (N,), no wider than the longest."""
     target_rows: list[np.ndarray]
+    """Ascending; int32, or int64 where that is too narrow."""
     is_first: list[np.ndarray]
 
     def dims(self, like: Dims, manifest: Manifest) -> Dims:
@@ -66,7 +75,7 @@ class Plan:
             n_params=like.n_params,
             class_counts=like.class_counts,
             features=like.features,
-            name_bytes=None if self.names is None else max(1, *(len(encode_name(name)) for name in self.names)),
+            name_bytes=None if self.names is None else self.names.dtype.itemsize,
         )
 
 
@@ -124,30 +133,91 @@ def _features_of(first: Survey, other: Survey) -> str:
 
 
 def planned(surveys: Sequence[Survey]) -> Plan:
-    """Sort all rows by key, view, source; the first of each (key, view) gives the output row."""
-    keys = np.concatenate([survey.key_R for survey in surveys])
-    views = np.concatenate([survey.view_R for survey in surveys])
-    sources = np.repeat(np.arange(len(surveys)), [len(survey.view_R) for survey in surveys])
-    order = np.lexsort((sources, views, keys))
-    keys, views = keys[order], views[order]
-    starts_sample = np.r_[True, keys[1:] != keys[:-1]]
-    starts_row = starts_sample | np.r_[True, views[1:] != views[:-1]]
-    target = np.empty(len(order), np.int64)
-    target[order] = np.cumsum(starts_row) - 1
-    is_first = np.empty(len(order), bool)
-    is_first[order] = starts_row
-    row_keys = keys[starts_row]
-    first_row = np.flatnonzero(np.r_[True, row_keys[1:] != row_keys[:-1]])
-    ends = np.cumsum([len(survey.view_R) for survey in surveys])[:-1]
-    key = np.frombuffer(row_keys[first_row].tobytes(), np.uint8).reshape(-1, KEY_BYTES)
-    return Plan(
-        key=key,
-        first_row=np.r_[first_row, len(row_keys)].astype("<u8"),
-        view=views[starts_row],
-        names=_names(surveys, key),
-        target_rows=np.split(target, ends),
-        is_first=np.split(is_first, ends),
-    )
+    """Sort all samples by key, then source, and the rows of those that several sources have by view, then source.
+
+    The first of each (key, view) gives the output row. Rows of a sample that one source alone has stay as they are:
+    at ten million samples no array is wider than four bytes a row.
+    """
+    # An entry is a sample of a source. Sources are sorted by themselves, so that a stable sort only merges them.
+    keys_E = np.concatenate([survey.key for survey in surveys])
+    begin_E, count_E = _row_ranges(surveys)
+    order_E = _order_of(keys_E)
+    ids = sortable(keys_E)[order_E]
+    starts = np.r_[True, ids[1:] != ids[:-1]]
+    sample_E = np.empty(len(order_E), np.int64)
+    sample_E[order_E] = np.cumsum(starts) - 1
+    key = keys_E[order_E[starts]]
+    is_shared_N = np.bincount(sample_E) > 1
+    shared_E = order_E[is_shared_N[sample_E[order_E]]]
+    shared = _Shared.of(surveys, sample_E[shared_E], begin_E[shared_E], count_E[shared_E])
+    count_N = np.zeros(len(key), np.int64)
+    count_N[sample_E] = count_E
+    count_N[is_shared_N] = np.bincount(shared.sample_R[shared.is_first_R], minlength=len(key))[is_shared_N]
+    first_row = np.r_[0, np.cumsum(count_N)]
+    target_R, is_first_R = _targets(surveys, first_row[sample_E] - begin_E, count_E)
+    # Where the rows of the shared samples would stand, if there were no others.
+    alone_N = np.zeros(len(key), np.int64)
+    alone_N[is_shared_N] = np.r_[0, np.cumsum(count_N[is_shared_N])[:-1]] if is_shared_N.any() else 0
+    target_R[shared.row_R] = np.cumsum(shared.is_first_R) - 1 + (first_row[:-1] - alone_N)[shared.sample_R]
+    is_first_R[shared.row_R] = shared.is_first_R
+    ends = np.cumsum([len(survey.view) for survey in surveys])[:-1]
+    target_rows, is_first = np.split(target_R, ends), np.split(is_first_R, ends)
+    view = np.empty(first_row[-1], np.dtype("<u2"))
+    for survey, targets, own in zip(surveys, target_rows, is_first, strict=True):
+        view[targets[own]] = survey.view[own]
+    names = _names(surveys, sample_E, len(key))
+    return Plan(key, first_row.astype("<u8"), view, names, target_rows, is_first)
+
+
+def _row_ranges(surveys: Sequence[Survey]) -> tuple[np.ndarray, np.ndarray]:
+    """First row and number of rows of every sample of every source, as if the sources' rows stood one after another."""
+    offsets = np.cumsum([0, *(len(survey.view) for survey in surveys)])
+    firsts = [survey.first_row.astype(np.int64) for survey in surveys]
+    begins = [first[:-1] + offset for first, offset in zip(firsts, offsets[:-1].tolist(), strict=True)]
+    return np.concatenate(begins), np.concatenate([np.diff(first) for first in firsts])
+
+
+def _order_of(keys: np.ndarray) -> np.ndarray:
+    """The stable order of keys, int64 (M,): by their first eight bytes, and by all where these are not enough."""
+    order = np.argsort(first_integers(keys), kind="stable")
+    ids = sortable(keys)[order]
+    return order if (ids[1:] >= ids[:-1]).all() else np.argsort(sortable(keys), kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """The rows of samples that several sources have, sorted by sample, view, source."""
+
+    row_R: np.ndarray
+    """As if the sources' rows stood one after another."""
+    sample_R: np.ndarray
+    is_first_R: np.ndarray
+
+    @classmethod
+    def of(cls, surveys: Sequence[Survey], sample_E: np.ndarray, begin_E: np.ndarray, count_E: np.ndarray) -> "_Shared":
+        if not len(sample_E):
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))
+        before_E = np.cumsum(count_E) - count_E
+        row_R = np.repeat(begin_E - before_E, count_E) + np.arange(count_E.sum())
+        view_R = np.concatenate([survey.view for survey in surveys])[row_R]
+        code_R = np.repeat(sample_E, count_E) << 16 | view_R
+        order = np.argsort(code_R, kind="stable")
+        code_R = code_R[order]
+        return cls(row_R[order], code_R >> 16, np.r_[True, code_R[1:] != code_R[:-1]])
+
+
+def _targets(surveys: Sequence[Survey], shift_E: np.ndarray, count_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(target row, whether it is the first) of every row, if every sample had one source; a source at a time."""
+    n_rows = int(count_E.sum())
+    target_R: np.ndarray = np.arange(n_rows, dtype=np.int32 if n_rows < 1 << 31 else np.int64)
+    row, entry = 0, 0
+    for survey in surveys:
+        more = entry + len(survey.key)
+        target_R[row : row + len(survey.view)] += np.repeat(
+            shift_E[entry:more].astype(target_R.dtype), count_E[entry:more]
+        )
+        row, entry = row + len(survey.view), more
+    return target_R, np.ones(n_rows, bool)
 
 
 def merged_provenance(surveys: Sequence[Survey], plan: Plan) -> dict[str, Any]:
@@ -163,10 +233,18 @@ def merged_provenance(surveys: Sequence[Survey], plan: Plan) -> dict[str, Any]:
         reasons = survey.manifest.skipped | reasons
         counts |= {reason: max(n, counts.get(reason, 0)) for reason, n in survey.manifest.skipped_files.items()}
     if reasons:
-        for key in plan.key:
-            reasons.pop(bytes(key).hex(), None)
+        reasons = _not_among(plan.key, reasons)
     listed = [{"key": key, "reason": reason} for key, reason in sorted(reasons.items())]
     return provenance | ({SKIPPED: listed} if listed else {}) | ({SKIPPED_FILES: counts} if counts else {})
+
+
+def _not_among(keys: np.ndarray, reasons: dict[str, str]) -> dict[str, str]:
+    """Those whose key in hex is none of these keys; what is no key at all stays."""
+    is_key = re.compile(f"[0-9a-f]{{{2 * KEY_BYTES}}}").fullmatch
+    asked = [key for key in reasons if is_key(key)]
+    found = KeyColumn(keys).find(as_keys(map(bytes.fromhex, asked)))
+    gone = {key for key, at in zip(asked, found.tolist(), strict=True) if at >= 0}
+    return {key: reason for key, reason in reasons.items() if key not in gone}
 
 
 def must_agree(name: str) -> bool:
@@ -198,12 +276,14 @@ def beyond(values: np.ndarray, kept: np.ndarray, tolerance: float) -> np.ndarray
     return ~(away <= tolerance + step)
 
 
-def _names(surveys: Sequence[Survey], key: np.ndarray) -> list[str] | None:
+def _names(surveys: Sequence[Survey], sample_E: np.ndarray, n_samples: int) -> np.ndarray | None:
     """One name a sample, the first source's; None unless every source has names."""
-    found: dict[bytes, str] = {}
-    for survey in reversed(surveys):
-        if survey.names is None:
-            return None
-        unique = np.unique(survey.key_R).view(np.uint8).reshape(-1, KEY_BYTES)
-        found.update(zip(map(bytes, unique), survey.names, strict=True))
-    return [found[bytes(one)] for one in key]
+    stored = [survey.names for survey in surveys if survey.names is not None]
+    if len(stored) < len(surveys):
+        return None
+    found = np.empty(n_samples, f"S{max(names.itemsize for names in stored)}")
+    end = len(sample_E)
+    for names in reversed(stored):
+        found[sample_E[end - len(names) : end]] = names
+        end -= len(names)
+    return found.astype(f"S{max(1, int(np.char.str_len(found).max()))}", copy=False)

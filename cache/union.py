@@ -19,7 +19,7 @@ import numpy as np
 
 from cache.access import RowSource, Tables
 from cache.errors import CacheDamaged, CacheMismatch
-from cache.layout import Dims, encode_name, is_big
+from cache.layout import Dims, is_big
 from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.rows import EMBEDDING
@@ -177,9 +177,9 @@ class UnionRows:
     """Gathers rows of the union from the files that they stand in."""
 
     def __init__(self, sources: Sequence[CacheReader], plan: Plan, dims: Dims) -> None:
-        self._sources, self._specs = sources, dims.specs()
-        self._source_R = np.empty(dims.n_rows, np.int32)
-        self._local_R = np.empty(dims.n_rows, np.int64)
+        self._sources, self._specs, self._names = sources, dims.specs(), plan.names
+        self._source_R = np.empty(dims.n_rows, np.uint16 if len(sources) < 1 << 16 else np.int32)
+        self._local_R = np.empty(dims.n_rows, np.uint32 if max(source.n_rows for source in sources) < 1 << 32 else int)
         for number, (targets, is_first) in enumerate(zip(plan.target_rows, plan.is_first, strict=True)):
             self._source_R[targets[is_first]] = number
             self._local_R[targets[is_first]] = np.flatnonzero(is_first)
@@ -190,8 +190,11 @@ class UnionRows:
         return np.bincount(self._source_R, minlength=len(self._sources)).tolist()
 
     def take(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
-        """Fresh, writable copies of rows of a big object, as `RowFile.take`."""
-        source_M, local_M = self._source_R[rows], self._local_R[rows]
+        """Fresh, writable copies of rows of a big object, or of names, as `RowFile.take`."""
+        if name == "samples/name":
+            assert self._names is not None
+            return self._names[rows].copy()
+        source_M, local_M = self._source_R[rows], self._local_R[rows].astype(np.int64)
         dtype, shape = self._specs[name]
         values = np.empty((*source_M.shape, *shape[1:]), dtype)
         for number in np.unique(source_M).tolist():
@@ -232,7 +235,7 @@ def _joined(sources: Sequence[CacheReader], surveys: Sequence[Survey], plan: Pla
     dims = plan.dims(replace(surveys[0].dims, features=shared_features(surveys)), manifest)
     small = {"samples/key": plan.key, "samples/first_row": plan.first_row, "rows/view": plan.view}
     if plan.names is not None:
-        small["samples/name"] = np.array([encode_name(name) for name in plan.names])
+        small["samples/name"] = plan.names
     for table in small.values():
         table.flags.writeable = False
     return _UnionTables(manifest, dims, small), UnionRows(sources, plan, dims)

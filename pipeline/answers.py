@@ -19,10 +19,11 @@ from tqdm import tqdm
 from cache import CacheError, CacheReader, open_caches
 from cache.errors import CacheMismatch
 from data.errors import DataNotFound
-from data.loaders import StudentLoader, ViewItem, default_workers
+from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions, comma_list
 from data.samples import Sample, SampleSet
 from data.splits import SPLITS
+from data.view_batches import ViewItem
 from data.views import CLEAN_ROW
 from pipeline.bad_images import decodable, opened
 from pipeline.errors import RunError
@@ -116,7 +117,7 @@ class Answering:
             raise DataNotFound(f"{self._root} has no images in split '{split}'; it has: {', '.join(self._parts)}")
         samples, _ = self._parts[split]
         if split not in self._decodable:
-            self._decodable[split] = decodable(self._cache, samples, skip=self._skip_bad_images)
+            self._decodable[split] = list(decodable(self._cache, samples, skip=self._skip_bad_images))
             if n_bad := len(samples) - len(self._decodable[split]):
                 log.info("%s images of %s cannot be decoded and are left out", f"{n_bad:,}", split)
         return self._decodable[split]

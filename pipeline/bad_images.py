@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache import CacheError, CacheReader, SegmentedWriter, open_caches
@@ -23,8 +24,10 @@ from data.checks import Checked
 from data.checks import checked as check_images
 from data.errors import BadFile, BadImage, UnreadableImage, one_line
 from data.files import check_bad_files, listed
-from data.loaders import SampleViews, is_decodable
+from data.loaders import SampleViews
 from data.options import ScanOptions
+from data.reading import is_decodable
+from data.sample_table import keys_of, take
 from data.samples import Sample, SampleSet
 from data.scan import scan_data
 from pipeline.wanted import Wanted
@@ -130,14 +133,25 @@ def opened(caches: Sequence[Path]) -> CacheReader | None:
     return None
 
 
-def decodable(cache: CacheReader | None, samples: Sequence[Sample], *, skip: bool) -> list[Sample]:
+def decodable(cache: CacheReader | None, samples: Sequence[Sample], *, skip: bool) -> Sequence[Sample]:
     """Those samples that need not be left out: of the ones that the cache lacks, all that are images.
 
     One that is no image stays, for others to complain of, unless `skip` or the cache's build left it out, too.
     """
+    index_N = cache.find(keys_of(samples)) if cache else np.full(len(samples), -1)
+    bad = undecodable(cache, samples, index_N, skip=skip)
+    return take(samples, np.delete(np.arange(len(samples)), bad)) if len(bad) else samples
+
+
+def undecodable(
+    cache: CacheReader | None, samples: Sequence[Sample], index_N: NDArray[np.int64], *, skip: bool
+) -> NDArray[np.int64]:
+    """The numbers of the others, where `index_N` is the place of each sample in the cache, -1 where it has none."""
     left_out = cache.manifest.skipped if cache else {}
-    lacks_N = cache.find([sample.key for sample in samples]) < 0 if cache else np.ones(len(samples), bool)
-    return [
-        sample for sample, is_lacking in zip(samples, lacks_N.tolist(), strict=True)
-        if not (is_lacking and (skip or sample.key.hex() in left_out)) or is_decodable(sample)
-    ]  # fmt: skip
+    lacking = np.flatnonzero(index_N < 0)
+    if not skip and not left_out:
+        return lacking[:0]
+    asked = ((at, samples[at]) for at in lacking.tolist())
+    return np.array(
+        [at for at, one in asked if (skip or one.key.hex() in left_out) and not is_decodable(one)], np.int64
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache import Manifest, SegmentedWriter
 from data.errors import BadImage
-from data.loaders import read_sample
+from data.reading import read_sample
 from data.views import CLEAN_ROW, render
 from pipeline.errors import TeacherError
 from pipeline.teachers.preprocessing import pixel_difference

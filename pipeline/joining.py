@@ -17,8 +17,9 @@ from cache import CacheReader
 from cache.errors import CacheDamaged, CacheMismatch
 from cache.union import CacheUnion
 from data.errors import bullet_list
+from data.sample_table import classes_present, keys_of, take
 from data.samples import FOLDER_TASK, Sample
-from pipeline.bad_images import decodable
+from pipeline.bad_images import undecodable
 from pipeline.repair.remedies import advice_other_classes, derived_by, in_one_file, merged_name
 from pipeline.scores.table import imported_from
 from pipeline.targets import StoredTask, TeacherTargets, read_by_training, view_policy
@@ -57,8 +58,7 @@ def join(
     `verified` also compares all that training reads with its checksums, which brings it into memory; CacheDamaged where
     nothing else is wrong.
     """
-    groups = _without_bad(reader, groups, skip_bad_images)
-    index_N = {name: reader.find([sample.key for sample in samples]) for name, samples in groups.items()}
+    groups, index_N = _without_bad(reader, groups, skip_bad_images)
     is_known = any((index >= 0).any() for index in index_N.values())
     names = {task: matching_task(reader.tasks, task, len(tasks)) for task in tasks}
     problems = [
@@ -107,11 +107,21 @@ def _tell_of_another_column(reader: CacheReader, tasks: Mapping[str, Sequence[st
         log.info("the cache was built for the column %s; here %s is taken for the same task", column, task)
 
 
-def _without_bad(reader: CacheReader, groups: Groups, skip_bad_images: bool) -> Groups:
-    kept = {name: decodable(reader, samples, skip=skip_bad_images) for name, samples in groups.items()}
-    if n_bad := sum(map(len, groups.values())) - sum(map(len, kept.values())):
+def _without_bad(
+    reader: CacheReader, groups: Groups, skip_bad_images: bool
+) -> tuple[Groups, dict[str, NDArray[np.int64]]]:
+    """The samples that need not be left out, and the place of each in the cache, -1 where it has none."""
+    kept, index_N, n_bad = dict[str, Sequence[Sample]](), dict[str, NDArray[np.int64]](), 0
+    for name, samples in groups.items():
+        kept[name], index_N[name] = samples, reader.find(keys_of(samples))
+        bad = undecodable(reader, samples, index_N[name], skip=skip_bad_images)
+        if len(bad):
+            left = np.delete(np.arange(len(samples)), bad)
+            kept[name], index_N[name] = take(samples, left), index_N[name][left]
+        n_bad += len(bad)
+    if n_bad:
         log.info("%s images cannot be decoded and are left out", f"{n_bad:,}")
-    return kept
+    return kept, index_N
 
 
 def _views(reader: CacheReader) -> Iterator[str]:
@@ -143,7 +153,7 @@ def _tasks(
         if name is None:
             continue
         classes = reader.tasks[name]
-        there = {sample.labels[task] for samples in groups.values() for sample in samples if task in sample.labels}
+        there = set[str]().union(*(classes_present(samples, task) for samples in groups.values()))
         if lacking := (there | set(tasks[task] if narrow else ())) - set(classes):
             of_task = f" of {task}" if len(tasks) > 1 else ""
             yield (
@@ -162,26 +172,31 @@ def _images(
     clean: Collection[str],
 ) -> Iterator[str]:  # fmt: skip
     n_samples = sum(map(len, groups.values()))
-    missing = [groups[name][at] for name in groups for at in np.flatnonzero(index_N[name] < 0).tolist()]
-    unclean = [
-        groups[name][at] for name in groups if name in clean
-        for at in np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)).tolist()
-    ]  # fmt: skip
-    if missing and len(missing) == n_samples:
+    missing = {name: np.flatnonzero(index_N[name] < 0) for name in groups}
+    unclean = {
+        name: np.flatnonzero((reader.row(index_N[name], 0) < 0) & (index_N[name] >= 0)) for name in groups
+        if name in clean
+    }  # fmt: skip
+    n_missing, n_unclean = (sum(map(len, found.values())) for found in (missing, unclean))
+    if n_missing and n_missing == n_samples:
         yield (
             f"{reader.path} knows none of the {n_samples:,} images of {words[0]}: this is another data set, or your "
             f"copy of the images has other bytes (re-encoded or resized?)"
         )
-    elif missing:
+    elif n_missing:
         yield (
-            f"{reader.path} lacks {len(missing):,} of {n_samples:,} images (first: {missing[0].name}): "
+            f"{reader.path} lacks {n_missing:,} of {n_samples:,} images (first: {_first(groups, missing).name}): "
             f"{_extending(reader, words)}"
         )
-    if unclean:
+    if n_unclean:
         yield (
-            f"{reader.path} lacks the clean view of {len(unclean):,} images (first: {unclean[0].name}): "
+            f"{reader.path} lacks the clean view of {n_unclean:,} images (first: {_first(groups, unclean).name}): "
             f"{_extending(reader, words)}"
         )
+
+
+def _first(groups: Groups, found: Mapping[str, NDArray[np.int64]]) -> Sample:
+    return next(groups[name][int(at[0])] for name, at in found.items() if len(at))
 
 
 def _extending(reader: CacheReader, words: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from data.sample_table import class_numbers
 from data.samples import FOLDER_TASK, Sample
 
 ASKED_AS = "task"
@@ -84,12 +85,8 @@ def matching_task(known: Mapping[str, Sequence[str]], task: str, n_tasks: int) -
 
 def label_numbers(samples: Sequence[Sample], tasks: Tasks) -> NDArray[np.int64]:
     """Class of each sample in each task, int64 [N, T]; UNLABELLED where it has none, or one that is not asked about."""
-    labels_NT = np.empty((len(samples), len(tasks)), np.int64)
-    for at, (task, names) in enumerate(tasks.items()):
-        number = {name: number for number, name in enumerate(names)}
-        found = (number.get(sample.labels.get(task, ""), UNLABELLED) for sample in samples)
-        labels_NT[:, at] = np.fromiter(found, np.int64, len(samples))
-    return labels_NT
+    columns = [class_numbers(samples, task, names) for task, names in tasks.items()]
+    return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
 def label_bytes(sample: Sample, tasks: Mapping[str, Sequence[str]]) -> bytes:

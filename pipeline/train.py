@@ -25,6 +25,7 @@ from pipeline.ranks import ALONE, Ranks
 from pipeline.runs import RunFolder
 from pipeline.start import without_garbage_collection
 from pipeline.training.config import TrainConfig
+from pipeline.training.pixels import PixelOptions
 from pipeline.training.process_settings import ProcessOptions
 from pipeline.training.trainer import Trainer, TrainResult
 
@@ -42,6 +43,7 @@ def train(
     report: bool = True,
     process: ProcessOptions = ProcessOptions(),
     scan: ScanOptions = ScanOptions(),
+    pixels: PixelOptions = PixelOptions(),
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a student, or with `resume` go on with the run in `out`; several caches of one recipe are taken as one.
@@ -50,7 +52,8 @@ def train(
     launcher goes on with what that launch began, also without `resume`.
 
     At its end the verdicts are logged, and `report` writes OUT/report.html. WeakTeacher stops a new run with a teacher
-    that nobody should learn from, unless `anyway`.
+    that nobody should learn from, unless `anyway`. `pixels` says what is kept of rendered views or decoded images; no
+    number of the run depends on it, so that `resume` may go with another choice.
     Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
     On one machine's CPU and thread count a resumed run ends with the numbers of an undisturbed one; GPU kernels add up
     in no fixed order.
@@ -83,8 +86,9 @@ def train(
             images = scan_like(reader, data, scan)
         with ranks.alike():
             training = Trainer(
-                run, reader, images, config, device, workers, scan.skip_bad_images, process, ranks, resumed=resume
-            )
+                run, reader, images, config, device, workers, scan.skip_bad_images, resumed=resume, process=process,
+                pixels=pixels, ranks=ranks,
+            )  # fmt: skip
             worth = training.announce()
         if previous is None:
             if config.teacher and not anyway:

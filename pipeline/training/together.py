@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from data.view_batches import ViewBatch
 from pipeline.errors import SettingError
 from pipeline.losses.distillation import LossParts
 from pipeline.ranks import Ranks
@@ -37,7 +38,7 @@ class Together:
         self._parameters = [weights for weights in model.parameters() if weights.requires_grad]
         self._n_batches, self._is_whole = deque[int](), False
 
-    def parts(self, batches: Sequence[list[Any]]) -> list[list[Any]]:
+    def parts(self, batches: Sequence[ViewBatch]) -> list[ViewBatch]:
         """This rank's part of each batch of an epoch; all of one that has fewer images than there are ranks."""
         n_ranks = self._ranks.world_size
         self._n_batches = deque(len(batch) for batch in batches)

@@ -106,10 +106,10 @@ def test_threads_read_on_beside_one_that_looks_again(make, path, memory_map, mon
     reader.logits([0])
     inspect = access.inspect
 
-    def slow(file, its_path):
+    def slow(file, its_path, **options):
         inspections.append(its_path)
         time.sleep(0.05)
-        return inspect(file, its_path)
+        return inspect(file, its_path, **options)
 
     monkeypatch.setattr(access, "inspect", slow)
     os.utime(path)
@@ -179,10 +179,11 @@ def test_a_drive_that_goes_away_is_told(path, monkeypatch):
     reader = CacheReader(path, memory_map=False)
     reader.logits([0])
 
-    def gone(fd, buffers, offset):
+    def gone(fd, what, offset):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", gone)
+    monkeypatch.setattr(os, "pread", gone)
     for read in (lambda: reader.logits([0]), reader.verify, lambda: CacheReader(path)):
         with pytest.raises(CacheError, match=r"cannot read .*t\.h5 \(Input/output error\)") as caught:
             read()
