@@ -1,7 +1,8 @@
 """A small torchrun: starts the ranks of commands as forks of one process that has imported all but computed nothing.
 
 Arguments: a JSON file of cases, and the teacher that is loaded for none of them, so that its libraries are there. A
-case has `words`, `n` ranks, `restarts`, and whom a `kill` or an `interrupt` of all meets where: [rank, step, count].
+case has `words`, `n` ranks, `restarts`, and whom a `kill` or an `interrupt` of all meets where: [rank, step, count];
+`room` is [rank, views that fit into its memory].
 Prints the list of what came of them, as JSON. Like torchrun it sends SIGTERM to the others where one rank fails, and
 starts all of them anew as often as it may.
 """
@@ -24,6 +25,7 @@ import torch
 
 import pipeline.train  # noqa: F401 (imported once, for all forks)
 from pipeline import build, cli
+from pipeline.errors import OutOfMemory
 from pipeline.teachers.teacher import Teacher
 from pipeline.training.learner import Learner
 
@@ -46,6 +48,18 @@ def stop_at(step: str, count: int, stop: Callable[[], None]) -> None:
     setattr(owner, name, counting)
 
 
+def have_room(n_views: int) -> None:
+    """Let no more views fit into a pass."""
+    embed = Teacher.embed
+
+    def embed_few(self: Teacher, pixels: Any) -> Any:
+        if len(pixels) > n_views:
+            raise OutOfMemory(f"{len(pixels)} views do not fit")
+        return embed(self, pixels)
+
+    Teacher.embed = embed_few  # type: ignore[method-assign]
+
+
 def work(case: dict[str, Any], rank: int, attempt: int, port: int, files: tuple[Path, Path]) -> int:
     """One rank, to its exit code."""
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
@@ -62,6 +76,8 @@ def work(case: dict[str, Any], rank: int, attempt: int, port: int, files: tuple[
         stop_at(*case["kill"][1:], lambda: os.kill(os.getpid(), signal.SIGKILL))
     if case.get("interrupt") and case["interrupt"][0] == rank:
         stop_at(*case["interrupt"][1:], lambda: os.kill(os.getppid(), signal.SIGUSR1))
+    if case.get("room") and case["room"][0] == rank:
+        have_room(case["room"][1])
     sys.argv = ["softlabel", *case["words"]]
     return cli.run(case["words"])
 

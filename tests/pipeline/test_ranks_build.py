@@ -49,6 +49,7 @@ def groups(
         "by others": build("killed.h5", 3),
         "left": build("left.h5", 2, kill=[1, "pass", 8]),
         "interrupted": build("interrupted.h5", 2, views=40, interrupt=[1, "pass", 45]),
+        "narrow": build("narrow.h5", 2, room=[1, 2]),
         "bad": build("bad.h5", 2, bad),
         "skipped": build("skipped.h5", 2, bad, extra=["--skip-bad-images"]),
         "usage": build("usage.h5", 2, extra=["--yes"]),
@@ -124,6 +125,16 @@ def test_ctrl_c_seals_the_rows_of_every_rank_and_one_of_them_says_the_line_that_
     sealed = [CacheReader(part).n_rows for part in (folder / "interrupted.h5.parts").glob("*.h5")]
     assert 160 <= sum(sealed) < 30 * 40, "whole images of rank 1, and what rank 0 had"
     assert not (folder / "interrupted.h5").exists()
+
+
+def test_a_batch_that_does_not_fit_into_one_rank_is_halved_for_all(groups: Groups) -> None:
+    folder, results = groups
+    found = results["narrow"]
+    assert found["codes"] == [[0, 0]], found["err"]
+    assert found["err"].count("rank 1: 4 views do not fit: going on with --batch-size 2") == 1
+    with CacheReader(folder / "narrow.h5") as reader:
+        assert reader.n_rows == 120
+        assert reader.manifest.provenance["compute"]["rows_per_forward"] == 2
 
 
 def test_files_that_are_bad_are_listed_once_whichever_rank_found_them(groups: Groups, tiny_cache: Path) -> None:
