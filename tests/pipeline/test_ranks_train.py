@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.options import ScanOptions
 from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, saved_config, train
 
@@ -33,6 +34,7 @@ def build(n_classes):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, n_classes),
     )
 """
+FEW = ScanOptions(only=("melanoma", "melanocytic nevus"), max_per_class=1)
 Runs = tuple[Path, dict[str, dict[str, Any]]]
 
 
@@ -65,7 +67,6 @@ def runs(
 ) -> Runs:
     """(folder, run -> exit codes of each attempt, standard output and error of all ranks)."""
     folder = tmp_path_factory.mktemp("ranks")
-    small = config_of(student, batch_size=2, epochs=1)
 
     def case(name: str, n: int, config: TrainConfig | None = None, **more: Any) -> dict[str, Any]:
         of_config = words_of(config or config_of(student))
@@ -77,12 +78,13 @@ def runs(
     tasks["words"] += two_tasks.words
     # Step 6 is in the second epoch of four steps.
     cases = {
-        "two": case("two", 2), "small": case("small", 3, small), "tasks": tasks,
+        "two": case("two", 2), "small": case("small", 3), "tasks": tasks,
         "restarted": case("restarted", 2, kill=[1, "step", 6], restarts=1),
         "interrupted": case("interrupted", 2, interrupt=[1, "step", 6]),
         "infinite": case("infinite", 2, config_of(student, lr_peak=10, clip_norm=0, optimizer="sgd")),
         "seeds": {"n": 2, "words": [*case("seeds", 2)["words"], "--seeds", "2"]},
     }  # fmt: skip
+    cases["small"]["words"] += FEW.words()
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
     command = [sys.executable, Path(__file__).with_name("rank_group.py"), folder / "cases.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -130,13 +132,12 @@ def test_the_first_rank_alone_speaks_and_writes(runs: Runs) -> None:
     assert not (folder / "two" / "lock").exists()
 
 
-def test_a_batch_with_fewer_images_than_ranks_counts_once(
+def test_fewer_images_than_ranks_to_learn_from_and_to_validate_on_count_once(
     runs: Runs, student: str, tiny_data: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     folder, results = runs
     assert not any(results["small"]["codes"][0]), results["small"]["err"]
-    config = config_of(student, batch_size=2, epochs=1)
-    assert_close(folder / "small", alone(tmp_path / "run", tiny_data, tiny_cache, config))
+    assert_close(folder / "small", alone(tmp_path / "run", tiny_data, tiny_cache, config_of(student), scan=FEW))
 
 
 def test_tasks_with_labels_missing_are_weighed_over_the_whole_batch(
