@@ -62,7 +62,11 @@ class NormsOfAllRanks(TorchFunctionMode):
 
 
 class WholeBatchNorm(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias, [B, C, ...]; mean and var over all axes but C, and all ranks."""
+    """(x - mean) / sqrt(var + eps) * weight + bias, [B, C, ...]; mean and var over all axes but C, and all ranks.
+
+    By torch's own kernels for a norm with given statistics: composed of elementary operations it took as long as the
+    rest of a compact student's step.
+    """
 
     @staticmethod
     def forward(
@@ -70,8 +74,8 @@ class WholeBatchNorm(torch.autograd.Function):
         bias: Tensor | None, momentum: float, eps: float, ranks: Ranks,
     ) -> Tensor:  # fmt: skip
         """Also moves the running statistics, by the unbiased variance as torch does."""
-        values, axes = _wide(inputs), _axes(inputs)
-        var_C, mean_C = torch.var_mean(values, axes, correction=0)
+        values = _wide(inputs)
+        mean_C, var_C = torch.ops.aten.batch_norm_update_stats(values, None, None, 0.0)
         n_local = inputs.numel() // inputs.shape[1]
         # Each rank's own row of a table of zeros: adding zeros up is exact, so that all ranks see the same bits.
         table = values.new_zeros(ranks.world_size, 2 * len(mean_C) + 1, dtype=torch.float64)
@@ -86,25 +90,33 @@ class WholeBatchNorm(torch.autograd.Function):
             running_mean.lerp_(mean_64.to(running_mean.dtype), momentum)
             unbiased = var_64 * n_all / (n_all - 1).clamp(min=1)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-        mean, scale = (_along(one.to(values.dtype), inputs) for one in (mean_64, (var_64 + eps).rsqrt()))
-        centred = (values - mean).mul_(scale)
-        ctx.save_for_backward(centred, scale, weight)
-        ctx.n_all, ctx.ranks, ctx.dtype = float(n_all), ranks, inputs.dtype
-        result = centred if weight is None else centred * _along(_wide(weight), inputs)
-        return (result if bias is None else result + _along(_wide(bias), inputs)).to(inputs.dtype)
+        mean, var = mean_64.to(values.dtype), var_64.to(values.dtype)
+        wide = [None if one is None else _wide(one) for one in (weight, bias)]
+        normalised = functional.batch_norm(values, mean, var, wide[0], wide[1], False, 0.0, eps)
+        ctx.save_for_backward(inputs, mean, (var_64 + eps).rsqrt().to(values.dtype), weight)
+        ctx.n_all, ctx.ranks = float(n_all), ranks
+        return normalised.to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of weight and bias are of this rank's part: whoever sums gradients over ranks sums these, too."""
-        centred, scale, weight = ctx.saved_tensors
-        grad, axes = _wide(grad), _axes(grad)
-        sums_2C = torch.stack([grad.sum(axes), (grad * centred).sum(axes)])
-        of_weight = None if weight is None else sums_2C[1].to(weight.dtype, copy=True)
-        of_bias = sums_2C[0].clone() if ctx.needs_input_grad[4] else None
-        means_2C = ctx.ranks.sum(sums_2C) / ctx.n_all
-        of_inputs = grad - _along(means_2C[0], grad) - centred * _along(means_2C[1], grad)
-        of_inputs = of_inputs.mul_(scale if weight is None else scale * _along(_wide(weight), grad)).to(ctx.dtype)
-        return of_inputs, None, None, of_weight, of_bias, None, None, None
+        inputs, mean, scale, weight = ctx.saved_tensors
+        values, wide_grad = _wide(inputs), _wide(grad)
+        factor = scale if weight is None else scale * _wide(weight)
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            wide_grad, values, torch.ones_like(mean), None, None, mean, scale, True, 0.0, [False, True, True]
+        )
+        means_2C = ctx.ranks.sum(torch.stack([of_bias, of_weight])) / ctx.n_all
+        # factor * (grad - mean of grad - centred * mean of grad times centred), of which all but grad is a norm of x.
+        slope = -factor * means_2C[1]
+        unit = torch.ones_like(mean)
+        of_inputs = functional.batch_norm(values, mean, unit, slope * scale, -factor * means_2C[0], False, 0.0, 0.0)
+        of_inputs.addcmul_(wide_grad, _along(factor, wide_grad))
+        needs_weight, needs_bias = ctx.needs_input_grad[3], ctx.needs_input_grad[4]
+        return (
+            of_inputs.to(inputs.dtype), None, None, of_weight.to(weight.dtype) if needs_weight else None,
+            of_bias.to(inputs.dtype if weight is None else weight.dtype) if needs_bias else None, None, None, None,
+        )  # fmt: skip
 
 
 def _wide(tensor: Tensor) -> Tensor:
