@@ -54,7 +54,7 @@ class Workspace:
         if self._member:
             return
         try:
-            for of_member in sorted(self.folder.glob(f"{MEMBER_PREFIX}*")):
+            for of_member in self._member_locks():
                 durable.Lock.acquire(of_member).release()
                 _remove([of_member])
             _remove(self._unfinished())
@@ -74,8 +74,11 @@ class Workspace:
             self._release()
 
     def clear(self, merged: Iterable[Path]) -> None:
-        """Remove these files and all unfinished ones, then the plan, the lock and, if it is empty now, the folder."""
-        _remove([*merged, *self._unfinished(), self.plan])
+        """Remove these files and all unfinished ones, then the plan, the locks and, if it is empty now, the folder.
+
+        Members that are still there have the same error to tell, or will find the folder gone.
+        """
+        _remove([*merged, *self._unfinished(), self.plan, *self._member_locks()])
         self._dissolve()
 
     def segments(self) -> list[Path]:
@@ -111,6 +114,9 @@ class Workspace:
 
     def _unfinished(self) -> list[Path]:
         return list(self.folder.glob("*" + durable.TEMP_SUFFIX))
+
+    def _member_locks(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{MEMBER_PREFIX}*"))
 
     def _dissolve(self) -> None:
         """Remove lock file and folder, then release the lock: in between, nobody can take a lock that is removed."""

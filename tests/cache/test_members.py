@@ -66,6 +66,15 @@ def test_a_member_sweeps_nobodys_unfinished_files(tmp_path):
         assert unfinished.exists()
 
 
+def test_a_holder_without_work_leaves_no_folder_even_before_its_members(tmp_path):
+    first, member = Workspace(tmp_path / "t.h5"), Workspace(tmp_path / "t.h5", 1)
+    first.enter()
+    member.enter()
+    first.leave()
+    member.leave()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_member_with_another_recipe_is_told_which_field(make, tmp_path):
     with writer(tmp_path / "t.h5", make.manifest()) as first:
         terms = first.terms
