@@ -19,6 +19,20 @@ N_VIEWS = 3
 def samples(tmp_path: Path) -> list[Sample]:
     """Four images of noise, each of its own shape; EXIF turns the second one, the third is gray."""
     made = []
+    for number in range(4):
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[274] = 6 if number == 1 else 1
+        path = tmp_path / f"{number}.png"
+        (image.convert("L") if number == 2 else image).save(path, exif=exif)
+        made.append(Sample(content_key(path.read_bytes()), str(path), path.name, "train", {"class": "mel"}))
+    return made
+
+
+@pytest.fixture
+def items(samples: list[Sample]) -> list[ViewItem]:
+    """Three views of each image, as rows 10 and following of a table, in another order."""
+    made = []
     for number, sample in enumerate(samples):
         for view in range(N_VIEWS):
             place = N_VIEWS * number + view
