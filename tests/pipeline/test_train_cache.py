@@ -20,10 +20,12 @@ from data.view_batches import ViewItem
 from pipeline.errors import RunError
 from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, train
+from pipeline.training.pixels import PixelOptions
 
 from .run_metrics import metrics
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
+ANEW = PixelOptions(choice="jpeg")
 AfterEpoch = Callable[[int, Callable[[], object]], None]
 
 
@@ -103,10 +105,10 @@ def test_views_that_go_wrong_in_a_later_epoch_stop_the_run_and_keep_the_epochs_b
 
     after_epoch(1, go_wrong)
     with pytest.raises(CacheMismatch, match="renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=ANEW)
     assert_first_epoch_stands(tmp_path / "run", tiny_run)
     monkeypatch.setattr(source, "render", render)
-    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
+    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False, pixels=ANEW)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -122,7 +124,7 @@ def test_validation_views_that_go_wrong_stop_the_run_as_well(
 
     monkeypatch.setattr(PixelSource, "_render", wrong_for_validation)
     with pytest.raises(CacheMismatch, match=r"/val/.* renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=ANEW)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
 
 
