@@ -110,9 +110,11 @@ class Trainer:
             config, device, tasks, fused=self._process.fused,
             class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
         )  # fmt: skip
-        self._n_workers = n_workers = default_workers(device) if workers is None else workers
+        if workers is None:  # threads are enough to read views that stand
+            workers = 0 if self._pixels.choice == "views" else default_workers(device)
+        self._n_workers = workers
         self._load = StudentLoader(
-            config.student_size_px, learn.geometry, n_workers, source=self._pixels.source, device=device
+            config.student_size_px, learn.geometry, workers, source=self._pixels.source, device=device
         )
         self._validate = Validator(targets["val"], self._card, self._load, device)
         self._ids = {
