@@ -27,6 +27,7 @@ from pipeline.losses.distillation import distillation_loss
 from pipeline.recipe import view_identity
 from pipeline.targets import StoredTask, TeacherTargets
 from pipeline.tasks import Tasks
+from pipeline.training.soft_targets import SoftTargets
 
 VIEWS, CLASSES = 8, tuple(f"class {number}" for number in range(7))
 
@@ -78,11 +79,13 @@ def main() -> None:
         tasks = Tasks({FOLDER_TASK: CLASSES})
         targets = TeacherTargets(reader, [], every, np.zeros((len(every), 1), np.int64), tasks, stored)
 
+        soft = SoftTargets(targets, "view")
+
         def gathered(rows: NDArray[np.int64]) -> None:
-            torch.from_numpy(targets.teacher_logits(rows))
+            torch.from_numpy(soft(rows))
 
         def learned(rows: NDArray[np.int64], *, taught: bool) -> None:
-            teacher = torch.from_numpy(targets.teacher_logits(rows)) if taught else None
+            teacher = torch.from_numpy(soft(rows)) if taught else None
             distillation_loss(student, teacher, labels, temperature=4.0, alpha=0.3).total.backward()
             student.grad = None
 

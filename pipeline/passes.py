@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.loaders import SampleViews
-from pipeline.teachers.teacher import Teacher
+
+
+class Embeds(Protocol):
+    """A teacher, or who stands before one."""
+
+    def embed(self, pixels: Tensor) -> NDArray[np.float32]:
+        """uint8 [B, 3, S, S] -> float32 [B, D]."""
 
 
 def embed_in_passes(
     items: Iterator[SampleViews],
-    teacher: Teacher,
+    teacher: Embeds,
     batch_size: int,
     after_pass: Callable[[Tensor, NDArray[np.float32]], None],
 ) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:

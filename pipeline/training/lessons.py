@@ -21,6 +21,7 @@ from pipeline.targets import TeacherTargets, times_before, view_policy
 from pipeline.tasks import UNLABELLED
 from pipeline.training.config import TrainConfig
 from pipeline.training.labels import class_counts, keep_labels
+from pipeline.training.soft_targets import SoftTargets
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Lessons:
             kept = np.flatnonzero((labels_NT != UNLABELLED).any(axis=1))
             targets, labels_NT = targets.subset(kept), labels_NT[kept]
         self.targets, self.labels_NT, self.tasks = targets, labels_NT, targets.tasks
-        self._policy = view_policy(targets.reader)
+        self._policy, self._soft = view_policy(targets.reader), SoftTargets(targets, config.target)
         _check_n_views(targets, config.n_views)
 
     @property
@@ -97,8 +98,7 @@ class Lessons:
         """The soft targets of some draws: raw logits, float32 [B, K]; None for hard labels only."""
         if not self._config.teacher or plan.rows_M is None:
             return None
-        logits_of = self.targets.mean_logits if self._config.target == "mean" else self.targets.teacher_logits
-        return logits_of(plan.rows_M[draw_B])
+        return self._soft(plan.rows_M[draw_B])
 
     def _chances(self) -> NDArray[np.float64]:
         """Of being drawn, float64 [N]: each class equally often; a sample without a label as often as in `shuffle`.

@@ -25,7 +25,8 @@ from pipeline.training.pixels import PixelOptions
 from .run_metrics import metrics
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
-ANEW = PixelOptions(choice="jpeg")
+RENDERED = PixelOptions(choice="jpeg")
+"""Every view is rendered, whatever an earlier test has left beside the cache."""
 AfterEpoch = Callable[[int, Callable[[], object]], None]
 
 
@@ -105,10 +106,10 @@ def test_views_that_go_wrong_in_a_later_epoch_stop_the_run_and_keep_the_epochs_b
 
     after_epoch(1, go_wrong)
     with pytest.raises(CacheMismatch, match="renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=ANEW)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=RENDERED)
     assert_first_epoch_stands(tmp_path / "run", tiny_run)
     monkeypatch.setattr(source, "render", render)
-    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False, pixels=ANEW)
+    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False, pixels=RENDERED)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
@@ -124,7 +125,7 @@ def test_validation_views_that_go_wrong_stop_the_run_as_well(
 
     monkeypatch.setattr(PixelSource, "_render", wrong_for_validation)
     with pytest.raises(CacheMismatch, match=r"/val/.* renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=ANEW)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=RENDERED)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
 
 
