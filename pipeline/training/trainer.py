@@ -138,7 +138,8 @@ class Trainer:
             artefact=self._artefact, process=self._process, workers=self._n_workers,
         ):  # fmt: skip
             log.info("%s", line)
-        loaded = f"; {loading_threads(self._device).to_text()}" if not self._n_workers else ""
+        missing = "missing ones " if self._pixels.choice == "views" else ""
+        loaded = f"; {missing}{loading_threads(self._device).to_text()}" if not self._n_workers else ""
         log.info("pixels   %s%s", printable(self._pixels.line), loaded)
         self._teacher = teacher_reports(self._validate.targets, "val", self._lessons.targets)
         for task, report in self._teacher.items():

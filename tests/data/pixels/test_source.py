@@ -161,7 +161,9 @@ def test_views_of_other_libraries_or_another_processor_are_not_taken(
 
 def test_a_view_that_no_table_has_is_never_kept(items: list[ViewItem], tmp_path: Path) -> None:
     bare = [ViewItem(item.sample, item.params, item.target) for item in items]
-    assert torch.equal(with_views(tmp_path).batch(bare), plain(bare))
+    one = with_views(tmp_path)
+    assert torch.equal(one.batch(bare), plain(bare))
+    assert not one.stand([bare])
     assert list(tmp_path.glob("*.pixels")) == []
 
 
@@ -169,7 +171,8 @@ def test_a_loader_reads_and_fills_the_files(items: list[ViewItem], tmp_path: Pat
     batches = [items[:5], items[5:8], items[8:]]
     one = with_views(tmp_path / "views")
     load = StudentLoader(SIZE_PX, "warp", 0, source=one)
-    for _ in range(2):
+    for number in range(2):
+        assert one.stand(batches) == (number > 0)
         for (pixels, targets), batch in zip(load(batches), batches, strict=True):
             assert torch.equal(pixels, plain(batch))
             assert targets.tolist() == [item.target for item in batch]
