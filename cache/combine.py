@@ -196,7 +196,7 @@ def _put_stretch(
 
 
 def _whole_entries(values: np.ndarray) -> np.ndarray:
-    """The entries of a contiguous array as one value each, which numpy copies three times as fast as rows of numbers."""
+    """The entries of a contiguous array as one value each: numpy copies them three times as fast as rows of numbers."""
     entry_bytes = values.itemsize * math.prod(values.shape[1:])
     return values.reshape(-1).view(np.dtype((np.void, entry_bytes)))
 
