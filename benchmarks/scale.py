@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,12 +214,14 @@ def epoch_rows(work: Path, n_samples: int, n_shares: int) -> Measured:
 
 
 def gather(work: Path, n_samples: int, n_shares: int) -> Measured:
-    """Logits and numbers of batches of random rows; seconds are those of one batch, as the median."""
+    """Logits and numbers of batches of random rows; seconds are those of one batch, as the median.
+
+    From the page cache, into which verifying brings them, as `train` does.
+    """
     import numpy as np
 
     found, generator = Measured(), np.random.default_rng(0)
-    targets, seconds = joined(work, {}), []
-    targets.teacher_logits(np.arange(BATCH_ROWS))
+    targets, seconds = joined(work, {}, verified=True), []
     with timed(found):
         for _ in range(min(N_BATCHES, n_samples)):
             rows = generator.integers(0, VIEWS * n_samples, BATCH_ROWS)
@@ -252,6 +254,7 @@ OPERATIONS: dict[str, Callable[[Path, int, int], Measured]] = {
     "open + join, shuffled": open_and_join_shuffled, "open + join + verify": open_join_and_verify,
     "lessons": lessons, "rows of an epoch": epoch_rows, f"gather {BATCH_ROWS} rows": gather, "scan": scan,
 }  # fmt: skip
+OF_CACHES = [operation for operation in OPERATIONS if operation != "scan"]
 ONCE = ("write the shares", "merge", "scan")
 
 
@@ -281,15 +284,13 @@ def line(operation: str, n_samples: int, rounds: list[Measured]) -> list[str]:
     return [operation, f"{n_samples:,}", said, each_us, f"{peak_mb:,.0f}", f"{before_mb:,.0f}"]
 
 
-def of_size(work: Path, n_samples: int, n_shares: int, n_rounds: int) -> Iterator[list[str]]:
-    """All operations at one size."""
+def of_size(work: Path, n_samples: int, n_shares: int, n_rounds: int, operations: Sequence[str]) -> Iterator[list[str]]:
+    """Some operations at one size."""
     folder = work / f"scale-{n_samples}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        for operation in OPERATIONS:
-            if operation == "scan":
-                continue
+        for operation in operations:
             n_times = 1 if operation in ONCE else n_rounds
             yield line(operation, n_samples, [measure(operation, folder, n_samples, n_shares) for _ in range(n_times)])
             if operation == "merge":
@@ -306,6 +307,7 @@ def main() -> None:
     parser.add_argument("--shares", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="of all but writing and merging")
     parser.add_argument("--images", type=int, default=0, help="so many real, small files are scanned as well")
+    parser.add_argument("--operations", nargs="+", choices=OF_CACHES, default=OF_CACHES, help="in this order")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -314,7 +316,7 @@ def main() -> None:
         os._exit(0)  # taking the interpreter down touches another 110 MB of torch's own
     lines = []
     for n_samples in options.samples:
-        for found in of_size(options.work, n_samples, options.shares, options.rounds):
+        for found in of_size(options.work, n_samples, options.shares, options.rounds, options.operations):
             print(" ".join(found), file=sys.stderr, flush=True)
             lines.append(found)
     if options.images:

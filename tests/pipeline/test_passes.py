@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +51,11 @@ def items_of(sizes: Sequence[int]) -> Iterator[SampleViews]:
         pixels = torch.arange(first, first + size, dtype=torch.uint8)[:, None, None, None].expand(size, 3, 2, 2)
         sample = Sample(bytes([number] * 16), "", "", "train", {})
         yield SampleViews(
-            sample, np.arange(size, dtype=np.uint16), np.zeros((size, 1), np.float32), pixels, np.zeros((size, 12), "u1")
+            sample,
+            np.arange(size, dtype=np.uint16),
+            np.zeros((size, 1), np.float32),
+            pixels,
+            np.zeros((size, 12), "u1"),
         )
         first += size
 
@@ -57,18 +63,16 @@ def items_of(sizes: Sequence[int]) -> Iterator[SampleViews]:
 @settings(max_examples=40, deadline=None, database=None)
 @given(sizes=st.lists(st.integers(1, 7), max_size=9), batch_size=st.integers(1, 5))
 def test_every_item_gets_its_rows_whether_passes_run_in_turn_or_ahead(sizes: list[int], batch_size: int) -> None:
-    found = []
-    for ahead in (False, True):
+    def run(ahead: bool) -> tuple[list[tuple[int, Any]], list[int], list[int]]:
         tower, seen = Counting(), list[int]()
-        got = [
-            (item.sample.key[0], embedding.tolist())
-            for item, embedding in embed_in_passes(
-                items_of(sizes), teacher_of(tower), batch_size, lambda pixels, rows: seen.append(len(rows)), ahead=ahead
-            )
-        ]
-        assert set(tower.sizes) <= {batch_size}
-        assert sum(seen) == sum(sizes)
-        found.append((got, tower.sizes, seen))
+        passes = embed_in_passes(
+            items_of(sizes), teacher_of(tower), batch_size, lambda _, rows: seen.append(len(rows)), ahead=ahead
+        )
+        return [(item.sample.key[0], rows.tolist()) for item, rows in passes], tower.sizes, seen
+
+    found = [run(ahead) for ahead in (False, True)]
+    assert set(found[0][1]) <= {batch_size}
+    assert sum(found[0][2]) == sum(sizes)
     assert found[0] == found[1]
     rows = [row for _, embedding in found[0][0] for row in embedding]
     assert [number for number, _ in found[0][0]] == list(range(len(sizes)))
@@ -88,11 +92,7 @@ def test_the_first_pass_is_alone_and_the_next_runs_while_rows_are_taken() -> Non
 
 @pytest.mark.parametrize("fails_at", [0, 1, 3])
 def test_a_pass_that_fails_ahead_fails_for_who_waits_for_its_rows(fails_at: int) -> None:
-    taken = []
+    passes = embed_in_passes(items_of([2] * 5), teacher_of(Counting(fails_at)), 2, lambda *_: None, ahead=True)
+    assert [item.sample.key[0] for item, _ in itertools.islice(passes, fails_at)] == list(range(fails_at))
     with pytest.raises(OutOfMemory, match="2 views of 2 px"):
-        for item, _ in embed_in_passes(
-            items_of([2] * 5), teacher_of(Counting(fails_at)), 2, lambda *_: None, ahead=True
-        ):
-            taken.append(item.sample.key[0])
-    assert taken == list(range(fails_at))
-    assert threading.active_count() < 20
+        next(passes)
