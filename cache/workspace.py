@@ -22,18 +22,23 @@ REUSED_PREFIX = "reused-"
 """Of the segments whose rows were copied from another cache."""
 PLAN_NAME = "plan.json"
 LOCK_NAME = "lock"
+MEMBER_PREFIX = "lock-of-rank-"
+"""Of the locks of other processes that compute for the holder."""
 
 
 class Workspace:
     """The one holder of an output's folder between `enter` and `leave`, also as a context; CacheBusy names another.
 
-    A symbolic link stands for the file that it leads to: `out` is that file, and the folder is beside it.
+    A symbolic link stands for the file that it leads to: `out` is that file, and the folder is beside it. Member 0 is
+    the holder. Members 1, 2, ... add segments while it holds the folder, each under a lock of its own, so that nobody
+    else takes over after its death while they live; they must enter after it and leave before it.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, member: int = 0) -> None:
         self.out = Path(os.path.realpath(out)) if os.path.islink(out) else out
         self.folder = self.out.parent / (self.out.name + ".parts")
         self.plan = self.folder / PLAN_NAME
+        self._member, self._lock_name = member, f"{MEMBER_PREFIX}{member}" if member else LOCK_NAME
         self._lock: durable.Lock | None = None
 
     @property
@@ -42,11 +47,16 @@ class Workspace:
         return self._lock is not None
 
     def enter(self) -> None:
-        """Take the lock and sweep what killed holders left unfinished."""
+        """Take the lock; the holder also sweeps what killed holders and their members left."""
         if not self.out.parent.is_dir():
             raise CacheMismatch(f"{self.out.parent} is not a folder: make it first, or choose another -o")
-        self._lock = durable.Lock.acquire(self.folder / LOCK_NAME)
+        self._lock = durable.Lock.acquire(self.folder / self._lock_name)
+        if self._member:
+            return
         try:
+            for of_member in sorted(self.folder.glob(f"{MEMBER_PREFIX}*")):
+                durable.Lock.acquire(of_member).release()
+                _remove([of_member])
             _remove(self._unfinished())
         except BaseException:
             self._release()
@@ -55,7 +65,10 @@ class Workspace:
     def leave(self) -> None:
         """Release the lock; a folder without segments goes, or what is ours in it."""
         if self._lock is not None:
-            if not self.has_work():
+            if self._member:
+                with suppress(CacheError):
+                    _remove([self.folder / self._lock_name])
+            elif not self.has_work():
                 with suppress(CacheError, OSError):
                     self.clear([])
             self._release()

@@ -39,6 +39,9 @@ class SegmentedWriter:
 
     Sealed segments stand in `OUT.parts/`, written every `segment_rows` rows or `segment_s` seconds. An existing `out`
     of the same recipe is extended. Leaving by an exception seals nothing and keeps what is sealed; else it seals.
+
+    Several processes may compute for one `out`: member 0 is that writer. The others call `follow` with its `terms`,
+    enter after it, add rows that it does not add, and leave before it calls `take_up` with their `sealed`.
     """
 
     def __init__(
@@ -49,10 +52,11 @@ class SegmentedWriter:
         *,
         segment_rows: int = 256,
         segment_s: float = 30.0,
+        member: int = 0,
     ) -> None:
         if segment_rows < 1 or not segment_s >= 0:
             raise CacheMismatch(f"segment_rows is {segment_rows}, segment_s {segment_s}: expected >= 1 and >= 0")
-        self._workspace = Workspace(Path(out))
+        self._workspace, self._member = Workspace(Path(out), member), member
         self.out, self.manifest = self._workspace.out, manifest
         self.segment_rows, self.segment_s = segment_rows, segment_s
         self._setting = plain_object(dict(compute_setting), "compute_setting", floats=True)
@@ -88,9 +92,46 @@ class SegmentedWriter:
         """Every (key, view) that stands sealed, in `out` or a part; buffered rows are not done. Seals add to it."""
         return self._done
 
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What a member must have in common with this writer, in plain values; once this one is open."""
+        provenance = self.manifest.provenance
+        return {"setting": self._setting, "features": self._features, "identity": self.manifest.identity,
+                "provenance": provenance}  # fmt: skip
+
+    @property
+    def sealed(self) -> list[str]:
+        """The names of the segments in the folder that this writer sealed or took up."""
+        return sorted(path.name for path in self._segments)
+
+    def follow(self, terms: Mapping[str, Any]) -> None:
+        """Of a member, before it enters: compute as the first one does; CacheMismatch where it would write others."""
+        identity = terms["identity"]
+        if found := apart(identity, self.manifest.identity, ("the first process", "this one"), "first against this"):
+            raise CacheMismatch(
+                f"the processes that write {self.out} are of different recipes{found.reason}: start all of them with "
+                f"the same command, images and versions{found.fields}"
+            )
+        self.manifest = Manifest(identity, terms["provenance"])
+        self._setting, self._features = dict(terms["setting"]), terms["features"]
+
+    def take_up(self, names: Collection[str]) -> None:
+        """Count in the segments that members sealed and left; CacheMismatch where one is gone."""
+        for part in (self.parts / name for name in sorted(names)):
+            if not part.exists():
+                raise CacheMismatch(f"{part} vanished during the build: run the same command again")
+            with CacheReader(part, memory_map=False) as reader:
+                self._check_features(reader.features, part.name)
+                self._done |= reader.pairs()
+            self._segments.add(part)
+
     def __enter__(self) -> "SegmentedWriter":
-        self._check_out()
+        if not self._member:
+            self._check_out()
         self._workspace.enter()
+        if self._member:
+            self._last_seal_s = time.monotonic()
+            return self
         try:
             self._take_up_plan()
             self._take_up_rows()

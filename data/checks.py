@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.decode import ImageFacts, decode_with_facts, n_frames
 from data.errors import BadFile, BadImage, UnreadableImage
-from data.loaders import read_encoded
+from data.reading import read_encoded
 from data.samples import Sample
 
 _WAITING = 1024

@@ -41,6 +41,8 @@ _OTHERS = (
     (b"<", "a web page or other markup"),
 )
 """How files begin that are often found under the name of an image."""
+_TURNED = range(2, 9)
+"""EXIF's orientations that are not upright."""
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 # What Pillow's readers raise for broken files, broken EXIF and TIFF tags included.
@@ -111,12 +113,25 @@ def decode_with_facts(encoded: bytes, name: str) -> tuple[Tensor, ImageFacts]:
         kind, mode = opened.format, opened.mode
         # Pillow turns a TIFF, and forgets how, when its pixels are read; a PNG's EXIF may stand behind the pixels.
         orientation = getattr(opened, "tag_v2", {}).get(ExifTags.Base.Orientation)
-        image = _as_rgb(ImageOps.exif_transpose(opened))
-        orientation = orientation or opened.getexif().get(ExifTags.Base.Orientation)
-    width_px, height_px = image.size
+        opened.load()
+        turned = opened.getexif().get(ExifTags.Base.Orientation)
+        # Pillow copies an image that it need not turn, and one that is RGB already.
+        image = _as_rgb(ImageOps.exif_transpose(opened) if turned in _TURNED else opened)
+        pixels = np.array(image)
+        orientation = orientation or turned
+    height_px, width_px = pixels.shape[:2]
     is_known = orientation in range(1, 9)
     facts = ImageFacts(kind or "", mode, width_px, height_px, int(orientation) if is_known else 1)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1), facts
+    return torch.from_numpy(pixels).permute(2, 0, 1), facts
+
+
+def n_pixels(path: str | Path) -> int:
+    """Width times height of the first frame, by the header alone; 0 where there is none that can be read."""
+    try:
+        with _quiet_pillow, Image.open(path, formats=_FORMATS) as opened:
+            return int(opened.width * opened.height)
+    except _PILLOW_ERRORS:
+        return 0
 
 
 def n_frames(encoded: bytes) -> int:
@@ -179,7 +194,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_image(path: str | Path) -> Tensor:

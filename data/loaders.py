@@ -14,8 +14,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -25,9 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.decode import decode, read_bytes
 from data.errors import BadImage, UnreadableImage
-from data.samples import Sample, content_key
+from data.pixels.source import PixelSource, one_by_one
+from data.reading import read_sample
+from data.samples import Sample
+from data.threads import ahead, loading_threads, shared, single_threaded
+from data.view_batches import ViewItem, targets_of
 from data.views import ViewPolicy, draw, render, witness
 
 
@@ -48,30 +52,6 @@ class SampleViews:
     """Why the file is no image or could not be read, without its path."""
     unreadable: bool = False
     """Whether the error is about reading the file, not about the image in it."""
-
-
-def read_encoded(sample: Sample) -> bytes:
-    """The bytes of a sample's file; UnreadableImage if the file is gone or not the one hashed."""
-    encoded = read_bytes(sample.path)
-    if content_key(encoded) != sample.key:
-        raise UnreadableImage("the file changed while it was in use", sample.path)
-    return encoded
-
-
-def read_sample(sample: Sample) -> Tensor:
-    """The decoded image of a sample, uint8 [3, H, W]; the errors of `read_encoded`, and BadImage."""
-    return decode(read_encoded(sample), sample.path)
-
-
-def is_decodable(sample: Sample) -> bool:
-    """Whether the file holds an image; decodes it. UnreadableImage where the file cannot be read."""
-    try:
-        read_sample(sample)
-    except UnreadableImage:
-        raise
-    except BadImage:
-        return False
-    return True
 
 
 class TeacherViews(Dataset[SampleViews]):
@@ -101,59 +81,24 @@ class TeacherViews(Dataset[SampleViews]):
         return SampleViews(sample, np.array(views, np.uint16), params, pixels, witnesses)
 
 
-@dataclass(frozen=True)
-class ViewItem:
-    """What stage two asks of the loader: one stored row of one sample."""
-
-    sample: Sample
-    params: NDArray[np.float32]
-    target: int
-    """The caller's own number of this item, handed back with the pixels."""
-
-
-class ViewMemory:
-    """Rendered views that are shown again, up to so many bytes: the first ones stay.
-
-    Known by content and numbers, so that several runs of a process share them; those of another size or geometry are
-    forgotten as soon as new ones come.
-    """
-
-    def __init__(self, size_bytes: int) -> None:
-        self._size_bytes, self._used_bytes = size_bytes, 0
-        self._kind: tuple[int, str] | None = None
-        self._views: dict[tuple[bytes, bytes], Tensor] = {}
-
-    def view(self, item: ViewItem, size_px: int, geometry: str) -> Tensor:
-        """The view of an item, uint8 [3, S, S], rendered where it is not remembered."""
-        if self._kind != (size_px, geometry):
-            self._kind, self._used_bytes = (size_px, geometry), 0
-            self._views.clear()
-        which = (item.sample.key, item.params.tobytes())
-        view = self._views.get(which)
-        if view is None:
-            view = render(read_sample(item.sample), item.params, size_px, geometry)
-            if self._used_bytes + view.nbytes <= self._size_bytes:
-                self._used_bytes += view.nbytes
-                self._views[which] = view.contiguous()
-        return view
-
-
 class StudentViews(Dataset[tuple[Tensor, int]]):
-    """Stage two: the sampler gives ViewItems instead of indices; an item is (uint8 [3, S, S], target)."""
+    """Stage two in a worker: the sampler gives whole batches of ViewItems instead of indices."""
 
-    def __init__(self, size_px: int, geometry: str, memory: ViewMemory | None = None) -> None:
-        self._size_px, self._geometry, self._memory = size_px, geometry, memory or ViewMemory(0)
-
-    def __getitem__(self, item: ViewItem) -> tuple[Tensor, int]:
-        return self._memory.view(item, self._size_px, self._geometry), item.target
+    def __init__(self, source: PixelSource) -> None:
+        self._source = source
 
     def __getitems__(self, items: Sequence[ViewItem]) -> tuple[Tensor, Tensor] | BadImage:
         """A whole batch; a bad image comes back as a value, since an exception would arrive wrapped in a traceback."""
-        try:
-            pixels, targets = zip(*(self[item] for item in items), strict=True)
-        except BadImage as error:
-            return error
-        return torch.stack(pixels), torch.tensor(targets)
+        return _made(self._source, items)
+
+
+def _made(
+    source: PixelSource, items: Sequence[ViewItem], each: Callable[..., None] = one_by_one, *, pinned: bool = False
+) -> tuple[Tensor, Tensor] | BadImage:
+    try:
+        return source.batch(items, each, pinned=pinned), torch.from_numpy(targets_of(items))
+    except BadImage as error:
+        return error.with_traceback(None)  # whose frames would hang on to the batch
 
 
 class _Batches:
@@ -170,25 +115,52 @@ class _Batches:
 
 
 class StudentLoader:
-    """Batches of ViewItems -> (uint8 [B, 3, S, S], int64 targets [B]), workers kept between passes.
+    """Batches of ViewItems -> (uint8 [B, 3, S, S], int64 targets [B]), by workers that are kept between passes, or by
+    threads of this process that are not.
 
-    Without workers the views in `memory` are not rendered again; workers would each keep their own.
+    `source` is where pixels come from, by default decoded and rendered each time. `device` is where the model is: on
+    CUDA the pixels are pinned.
     """
 
-    def __init__(self, size_px: int, geometry: str, workers: int, memory: ViewMemory | None = None) -> None:
-        self._sampler = _Batches()
-        views = StudentViews(size_px, geometry, None if workers else memory)
-        self._loader = _data_loader(views, workers, batch_sampler=self._sampler, collate_fn=_as_it_is)
+    def __init__(
+        self, size_px: int, geometry: str, workers: int, *, source: PixelSource | None = None, device: str = "cpu"
+    ) -> None:
+        self._source = source or PixelSource(size_px, geometry)
+        self._pinned, self._device = device == "cuda", device
+        self._sampler, self._loader = _Batches(), None
+        if workers:
+            self._loader = _data_loader(
+                StudentViews(self._source), workers, batch_sampler=self._sampler, collate_fn=_as_it_is,
+                pin_memory=self._pinned,
+            )  # fmt: skip
 
-    def __call__(self, batches: Sequence[Sequence[ViewItem]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the batches, in order; BadImage where a file cannot be read any more."""
+    def __call__(self, batches: Sequence[Sequence[ViewItem]]) -> Generator[tuple[Tensor, Tensor]]:
+        """One pass over the batches, in order; BadImage where a file cannot be read any more. Close it if you leave it
+        early: a thread may be loading."""
+        loaded = self._by_threads(batches) if self._loader is None else self._by_workers(self._loader, batches)
+        with contextlib.closing(loaded):
+            for batch in loaded:
+                if isinstance(batch, BadImage):
+                    raise BadImage(str(batch))
+                yield batch
+
+    def _by_workers(self, loader: DataLoader[Any], batches: Sequence[Sequence[ViewItem]]) -> Generator[Any]:
         self._sampler.batches = batches
         with starting_workers():
-            iterator = iter(self._loader)
-        for batch in iterator:
-            if isinstance(batch, BadImage):
-                raise BadImage(str(batch))
-            yield batch
+            iterator = iter(loader)
+        yield from iterator
+
+    def _by_threads(self, batches: Sequence[Sequence[ViewItem]]) -> Generator[Any]:
+        threads = loading_threads(self._device)
+        make = partial(_made, self._source, pinned=self._pinned)
+        if threads.ahead and len(batches) > 1:
+            yield from ahead(batches, make, threads.n)
+        elif threads.n:
+            with single_threaded(threads.n) as pool:
+                each = partial(shared, pool, threads.n)
+                yield from (make(batch, each) for batch in batches)
+        else:
+            yield from map(make, batches)
 
 
 def _as_it_is(batch: Any) -> Any:

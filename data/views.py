@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from data.philox import doubles
+
 COLUMNS = (
     "crop_x", "crop_y", "crop_w", "crop_h",  # fractions of the image (geometry `pad`: of the padded square)
     "hflip", "vflip",                        # 0 or 1
@@ -115,18 +117,26 @@ def draw(policy: ViewPolicy, key: bytes, view: int, seed: int) -> NDArray[np.flo
     return np.array(row, dtype=np.float32)
 
 
-def view_order(key: bytes, views: int, cycle: int, run_seed: int) -> NDArray[np.int64]:
-    """The order in which a run shows a sample's V views during one cycle of V epochs, int64 [V].
+def view_orders(keys: NDArray[np.uint8], views: int, cycle: int, run_seed: int) -> NDArray[np.uint16]:
+    """The order in which a run shows each sample's V views during one cycle of V epochs, uint16 [N, V].
 
-    Each view once a cycle; epoch e shows entry e mod V of cycle e // V. Epoch 0 is therefore not all clean.
+    `keys` are uint8 [N, 16]. Each view once a cycle; epoch e shows entry e mod V of cycle e // V. Epoch 0 is therefore
+    not all clean.
     """
-    return np.argsort(_philox(key, _STREAM_SCHEDULE, cycle, run_seed).random(views), kind="stable")
+    numbers = doubles(keys, views, (_STREAM_SCHEDULE, cycle, checked_seed(run_seed)))
+    return np.argsort(numbers, axis=1, kind="stable").astype(np.uint16)
+
+
+def checked_seed(seed: int) -> int:
+    """The seed; ValueError where the generators cannot count with it."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed must be in [0, 2**63), got {seed}")
+    return seed
 
 
 def _philox(key: bytes, stream: int, index: int, seed: int) -> np.random.Generator:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"a seed must be in [0, 2**63), got {seed}")
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"), counter=[0, stream, index, seed]))
+    counter = [0, stream, index, checked_seed(seed)]
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"), counter=counter))
 
 
 def render(image: Tensor, row: NDArray[np.float32], size_px: int, geometry: str = "warp") -> Tensor:

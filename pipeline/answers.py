@@ -19,10 +19,11 @@ from tqdm import tqdm
 from cache import CacheError, CacheReader, open_caches
 from cache.errors import CacheMismatch
 from data.errors import DataNotFound
-from data.loaders import StudentLoader, ViewItem, default_workers
+from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions, comma_list
 from data.samples import Sample, SampleSet
 from data.splits import SPLITS
+from data.view_batches import ViewItem
 from data.views import CLEAN_ROW
 from pipeline.bad_images import decodable, opened
 from pipeline.errors import RunError

@@ -24,8 +24,9 @@ from data.checks import Checked
 from data.checks import checked as check_images
 from data.errors import BadFile, BadImage, UnreadableImage, one_line
 from data.files import check_bad_files, listed
-from data.loaders import SampleViews, is_decodable
+from data.loaders import SampleViews
 from data.options import ScanOptions
+from data.reading import is_decodable
 from data.sample_table import keys_of, take
 from data.samples import Sample, SampleSet
 from data.scan import scan_data

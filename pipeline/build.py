@@ -7,6 +7,7 @@ interrupted build goes on where it stopped. Run: softlabel cache build DATA -o t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -35,10 +36,12 @@ from pipeline.errors import OutOfMemory, TeacherError
 from pipeline.from_store import StoreOfRecipe
 from pipeline.on_demand import TeacherOnDemand
 from pipeline.outputs import check_output_file
-from pipeline.passes import embed_in_passes
+from pipeline.passes import embed_in_passes, on_gpu
 from pipeline.process import deferred_interrupts
+from pipeline.ranks import ALONE, Ranks
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, stored_tasks
 from pipeline.reuse import Reused, check_features, check_readable, check_reusable, take_rows
+from pipeline.sharing import FirstPass, Outcome, of_share, shares, together
 from pipeline.slices import Slice
 from pipeline.targets import SEEN
 from pipeline.teachers.known import KnownTeachers
@@ -85,6 +88,7 @@ def build_cache(
     store: Store | None = None,
     publish: bool = True,
     known_teachers: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> BuildResult:
     """Build, resume or extend the cache `out` for the images in `data`.
 
@@ -94,17 +98,20 @@ def build_cache(
     What the `store` has of the other rows is pulled, and what it lacks is put there at the end, unless `publish` is
     False. A teacher that the folder `known_teachers` remembers is loaded only where rows are to be computed.
     A batch that does not fit into memory is halved, as long as no row is sealed (a row's bits depend on it).
+    Each of several `ranks` computes its share of the rows; the first one alone reads and writes caches and stores.
     Raises DataError, CacheError or PipelineError. KeyboardInterrupt leaves every computed row sealed.
     """
     check_output_file(out)
     out = Path(out) if part is None else part.file(out)
     check_readable(reuse, out)
-    images = scan_data(data, replace(scan, collect_bad_files=True))
-    found = _Found(len(images.samples) + len(images.bad), is_slice=part is not None)
-    images = images if part is None else part.of(images)
-    if part is not None and not images.samples:
-        return _nothing(out, 0)
-    teacher = TeacherOnDemand(images, config, KnownTeachers(known_teachers))
+    with ranks.first_then_others():
+        images = scan_data(data, replace(scan, collect_bad_files=True))
+        found = _Found(len(images.samples) + len(images.bad), is_slice=part is not None)
+        images = images if part is None else part.of(images)
+        if part is not None and not images.samples:
+            return _nothing(out, 0)
+        teacher = TeacherOnDemand(images, config, KnownTeachers(known_teachers))
+        ranks.use(teacher.device)
     if store is not None:
         manifest, features = manifest_of(images, teacher.facts, config), feature_shapes(teacher.facts, config)
         found.shared = StoreOfRecipe(store, manifest, features, may_make=publish)
@@ -112,12 +119,15 @@ def build_cache(
             found.n_pulled = found.shared.pull_whole(out, wanted_rows(images, config.views, set()))
     batch_size = config.batch_size or default_batch_size(teacher.device)
     while True:
-        writer = SegmentedWriter(out, manifest_of(images, teacher.facts, config), {"rows_per_forward": batch_size})
+        writer = SegmentedWriter(
+            out, manifest_of(images, teacher.facts, config), {"rows_per_forward": batch_size}, member=ranks.rank
+        )
         try:
-            built = _build(writer, images, teacher, config, found, reuse, skip_bad_images=scan.skip_bad_images)
+            built = _build(writer, images, teacher, config, found, reuse, ranks, skip_bad_images=scan.skip_bad_images)
             pushed = found.shared.publish(built.path) if found.shared and publish and built.n_rows else None
             return replace(built, n_pulled=found.n_pulled, pushed=pushed)
         except OutOfMemory as error:
+            ranks.barrier()  # all have left the folder
             used = int(writer.compute_setting["rows_per_forward"])
             if writer.has_computed:
                 raise OutOfMemory(
@@ -127,7 +137,8 @@ def build_cache(
             if used == 1:
                 raise OutOfMemory(f"{error}: this device is too small for the teacher") from error
             batch_size = used // 2
-            log.warning("%s: going on with --batch-size %d", error, batch_size)
+            with ranks.alike():
+                log.warning("%s: going on with --batch-size %d", error, batch_size)
 
 
 def default_batch_size(device: str) -> int:
@@ -151,37 +162,88 @@ class _Found:
 
 def _build(
     writer: SegmentedWriter, images: SampleSet, teacher: TeacherOnDemand, config: BuildConfig, found: _Found,
-    reuse: Sequence[str | Path], *, skip_bad_images: bool,
+    reuse: Sequence[str | Path], ranks: Ranks, *, skip_bad_images: bool,
 ) -> BuildResult:  # fmt: skip
     asked = writer.compute_setting["rows_per_forward"]
-    with writer:
-        if (batch_size := writer.compute_setting["rows_per_forward"]) != asked:
-            log.info("the sealed rows were computed %d at a time: so are the others (bits depend on it)", batch_size)
-        told, wanted = _take_up(writer, images, teacher, config, found, reuse)
-        recomputed_before = _said(told, "recomputed_in_fp32", 0)
-        bad = [*images.bad, *find_bad_files([sample for sample, _ in wanted], found.checked)]
-        refuse_or_tell(bad, found.n_images, "the teacher has not started", skip=skip_bad_images)
-        wanted = without(bad, wanted)
-        n_computed, n_recomputed, wall_s, gone = 0, recomputed_before, 0.0, list[BadFile]()
-        if wanted:
-            model = teacher.load()
-            tell_pixel_difference(writer, model, wanted, config.policy.geometry)
-            started = time.perf_counter()
-            model.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
-            columns = stored_tasks(images, model.classes)[1]
-            n_computed, gone = _compute(wanted, model, writer, config, batch_size, columns)
-            n_recomputed, wall_s = model.n_recomputed, time.perf_counter() - started
-        writer.seal()
-        refuse_or_tell(gone, found.n_images, "everything else is computed and sealed", skip=skip_bad_images)
-        if found.is_slice and not writer.done:
-            return _nothing(writer.out, len(bad) + len(gone))
-        said = writer.manifest.provenance if n_computed else told
-        fields = {name: said[name] for name in _OF_NEW_ROWS if name in said}
-        reader = writer.finish({**skipped_field(writer, [*bad, *gone]), **fields})
+    with contextlib.ExitStack() as opened:
+        if ranks.is_first:
+            opened.enter_context(writer)
+            if (batch_size := writer.compute_setting["rows_per_forward"]) != asked:
+                log.info(
+                    "the sealed rows were computed %d at a time: so are the others (bits depend on it)", batch_size
+                )
+            told, wanted = _take_up(writer, images, teacher, config, found, reuse)
+            before = _said(told, "recomputed_in_fp32", 0)
+        if not ranks.is_alone:
+            terms, before = ranks.broadcast((writer.terms, before) if ranks.is_first else ({}, 0))
+            wanted = of_share(ranks.scatter(shares(wanted, ranks.world_size) if ranks.is_first else None), images)
+            if not ranks.is_first:
+                writer.follow(terms)
+                opened.enter_context(writer)
+        known_bad = ranks.gather(find_bad_files([sample for sample, _ in wanted], found.checked))
+        bad = [*images.bad, *(file for of_rank in known_bad for file in of_rank)]
+        with ranks.alike():
+            refuse_or_tell(bad, found.n_images, "the teacher has not started", skip=skip_bad_images)
+        of_all = _compute_share(without(bad, wanted), writer, images, teacher, config, before, ranks)
+        with ranks.alike():
+            refuse_or_tell(of_all.gone, found.n_images, "everything else is computed and sealed", skip=skip_bad_images)
+        bad += of_all.gone
+        if ranks.is_first:
+            ranks.barrier()  # the others have left the folder
+            writer.take_up(of_all.sealed)
+            fields = _finished(writer, told, bad, of_all, before)
+            return ranks.broadcast(_merged(writer, fields, found, bad, of_all))
+    ranks.barrier()
+    return ranks.broadcast(_nothing(writer.out, 0))
+
+
+def _finished(
+    writer: SegmentedWriter, told: Mapping[str, Any], bad: Sequence[BadFile], of_all: Outcome, before: int
+) -> dict[str, Any]:
+    """What the provenance of the whole cache says of its newest rows, and of what was left out."""
+    said = of_all.provenance if of_all.n_computed else told
+    if n_recomputed := before + of_all.n_recomputed:
+        said = {**said, "recomputed_in_fp32": n_recomputed}
+    return {**skipped_field(writer, bad), **{name: said[name] for name in _OF_NEW_ROWS if name in said}}
+
+
+def _merged(
+    writer: SegmentedWriter, fields: Mapping[str, Any], found: _Found, bad: Sequence[BadFile], of_all: Outcome
+) -> BuildResult:
+    if found.is_slice and not writer.done:
+        return _nothing(writer.out, len(bad))
+    reader = writer.finish(fields)
     return BuildResult(
-        writer.out, reader.n_samples, reader.n_rows, n_computed, len(bad) + len(gone),
-        n_recomputed - recomputed_before, wall_s, tuple(found.reused),
+        writer.out, reader.n_samples, reader.n_rows, of_all.n_computed, len(bad), of_all.n_recomputed, of_all.wall_s,
+        tuple(found.reused),
     )  # fmt: skip
+
+
+def _compute_share(
+    wanted: Wanted, writer: SegmentedWriter, images: SampleSet, teacher: TeacherOnDemand, config: BuildConfig,
+    recomputed_before: int, ranks: Ranks,
+) -> Outcome:  # fmt: skip
+    """Compute and seal this rank's rows, and wait for the others: what came of all of them."""
+    is_at_work = ranks.gather(bool(wanted))
+    n_computed, n_recomputed, wall_s, gone = 0, 0, 0.0, list[BadFile]()
+    first_pass = FirstPass(ranks, None)
+    if wanted:
+        model = teacher.load()
+        first_pass = FirstPass(ranks, model)
+        speaks = not any(is_at_work[: ranks.rank])
+        if speaks:
+            tell_pixel_difference(writer, model, wanted, config.policy.geometry)
+        started = time.perf_counter()
+        model.n_recomputed = recomputed_before  # goes on counting, and forgets a batch that was too large
+        n_computed, gone = _compute(wanted, model, writer, config, images, first_pass, ranks, speaks=speaks)
+        n_recomputed, wall_s = model.n_recomputed - recomputed_before, time.perf_counter() - started
+    if any(is_at_work):
+        first_pass.settle()
+    writer.seal()
+    return together(ranks.gather(Outcome(
+        n_computed=n_computed, n_recomputed=n_recomputed, wall_s=wall_s, gone=gone,
+        provenance=writer.manifest.provenance, sealed=[] if ranks.is_first else writer.sealed,
+    )))  # fmt: skip
 
 
 def _nothing(out: Path, n_skipped: int) -> BuildResult:
@@ -260,29 +322,37 @@ def _announce(writer: SegmentedWriter, wanted: Wanted, images: SampleSet, teache
 
 
 def _compute(
-    wanted: Wanted, teacher: Teacher, writer: SegmentedWriter, config: BuildConfig, batch_size: int,
-    columns: Mapping[str, list[int]],
+    wanted: Wanted, teacher: Teacher, writer: SegmentedWriter, config: BuildConfig, images: SampleSet,
+    first_pass: FirstPass, ranks: Ranks, *, speaks: bool,
 ) -> tuple[int, list[BadFile]]:  # fmt: skip
     """Compute and seal all wanted rows: (how many, the files that went bad or away since they were checked)."""
+    batch_size, columns = writer.compute_setting["rows_per_forward"], stored_tasks(images, teacher.classes)[1]
     dataset = TeacherViews(wanted, config.policy, config.seed, teacher.size_px)
-    workers = default_workers(teacher.device) if config.workers is None else config.workers
+    workers = ranks.workers(default_workers(teacher.device)) if config.workers is None else config.workers
     bad: list[BadFile] = []
     n_computed = 0
-    progress = tqdm(total=sum(len(v) for _, v in wanted), unit="view", disable=None, smoothing=0.1)
-    with progress, deferred_interrupts() as check_interrupt:
+    progress = tqdm(
+        total=sum(len(v) for _, v in wanted), unit="view", disable=None if ranks.is_first else True, smoothing=0.1,
+        desc=None if ranks.is_alone else f"rank 0 of {ranks.world_size}",
+    )  # fmt: skip
+    with progress, deferred_interrupts(*ranks.stop_signals, notice=ranks.is_first) as check_interrupt:
         decoded = good_ones(teacher_loader(dataset, workers), bad)
-        first_batch = FirstBatch(writer, teacher)
+        first_batch = FirstBatch(writer, teacher, speaks=speaks)
 
         def after_pass(pixels: Tensor, embedding: NDArray[np.float32]) -> None:
             first_batch.check(pixels, embedding)
             check_interrupt()
 
         try:
-            for item, embedding in embed_in_passes(decoded, teacher, batch_size, after_pass):
-                _add(writer, item, embedding, teacher, config, columns)
-                n_computed += len(item.view)
-                progress.update(len(item.view))
-            check_interrupt()
+            with ranks.explained_by(check_interrupt):
+                for item, embedding in embed_in_passes(
+                    decoded, first_pass, batch_size, after_pass, ahead=on_gpu(teacher)
+                ):
+                    _add(writer, item, embedding, teacher, config, columns)
+                    n_computed += len(item.view)
+                    progress.update(len(item.view))
+                check_interrupt()
+            writer.seal()
         except KeyboardInterrupt:
             writer.seal()
             raise

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache import Manifest, SegmentedWriter
 from data.errors import BadImage
-from data.loaders import read_sample
+from data.reading import read_sample
 from data.views import CLEAN_ROW, render
 from pipeline.errors import TeacherError
 from pipeline.teachers.preprocessing import pixel_difference
@@ -56,8 +56,8 @@ def tell_pixel_difference(
 class FirstBatch:
     """Compares the first batch with float32, once, before the long run; says and records what it found."""
 
-    def __init__(self, writer: SegmentedWriter, teacher: Teacher) -> None:
-        self._writer, self._teacher = writer, teacher
+    def __init__(self, writer: SegmentedWriter, teacher: Teacher, *, speaks: bool = True) -> None:
+        self._writer, self._teacher, self._speaks = writer, teacher, speaks
         self._is_checked = teacher.precision == "fp32"
 
     def check(self, pixels: Tensor, embedding: NDArray[np.float32]) -> None:
@@ -67,10 +67,11 @@ class FirstBatch:
         self._is_checked = True
         found = self._teacher.compare_with_fp32(pixels, embedding)
         precision = self._teacher.precision
-        log.info(
-            "%s    against fp32, %d views: largest difference of a logit %.2g, the same class for %.0f %%",
-            precision, found.n_rows, found.worst_logit, 100 * found.argmax_agreement,
-        )  # fmt: skip
-        if found.argmax_agreement < 0.9:
+        if self._speaks:
+            log.info(
+                "%s    against fp32, %d views: largest difference of a logit %.2g, the same class for %.0f %%",
+                precision, found.n_rows, found.worst_logit, 100 * found.argmax_agreement,
+            )  # fmt: skip
+        if self._speaks and found.argmax_agreement < 0.9:
             log.warning("%s changes the teacher's answers: Ctrl-C, and try --precision fp32", precision)
         record(self._writer, first_batch_against_fp32=asdict(found))

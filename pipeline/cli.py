@@ -16,6 +16,7 @@ import sys
 
 import click
 
+from pipeline.commands import torchrun
 from pipeline.commands.benchmark import benchmark
 from pipeline.commands.cache import cache
 from pipeline.commands.course import course
@@ -44,24 +45,35 @@ class LineHandler(logging.Handler):
 
         from cache.errors import printable
 
+        rank = torchrun.place().rank
+        said = "\n".join(map(printable, self.format(record).split("\n")))
         with contextlib.suppress(OSError):
-            tqdm.write("\n".join(map(printable, self.format(record).split("\n"))), file=sys.stderr)
+            tqdm.write(f"rank {rank}: {said}" if rank else said, file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:
-    """The whole command line; returns the exit code."""
+    """The whole command line; returns the exit code, but to nobody where one of several ranks failed."""
+    torchrun.silence_others()
+    code = _run(arguments)
+    torchrun.leave(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a command
             stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(arguments, prog_name="softlabel", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if torchrun.may_show(error.exit_code):
+            error.show()
         return error.exit_code
     except click.exceptions.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted.", err=True)
+        if torchrun.may_show(130):
+            click.echo("\nInterrupted.", err=True)
         return 130
     except BrokenPipeError:
         # Nobody reads on (`| head`): nothing is left to say, and the interpreter must not try to flush it.
@@ -72,8 +84,10 @@ def run(arguments: list[str]) -> int:
             raise
         from cache.errors import printable
 
-        with contextlib.suppress(OSError):
-            click.echo("\n".join(map(printable, f"Error: {_explained(error)}".split("\n"))), err=True)
+        said = torchrun.told("\n".join(map(printable, f"Error: {_explained(error)}".split("\n"))))
+        if said is not None:
+            with contextlib.suppress(OSError):
+                click.echo(said, err=True)
         return 1
     return 0
 
@@ -104,7 +118,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 @click.version_option(importlib.metadata.version("softlabel"), message="softlabel %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--no-allocator-tuning", is_flag=True, help="Leave glibc's allocator as it is (training: 1.2x slower).")
-def cli(debug: bool, no_allocator_tuning: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool, no_allocator_tuning: bool) -> None:
     """Offline knowledge distillation: run a big teacher once, train small students from its cached logits.
 
     \b
@@ -126,9 +141,10 @@ def cli(debug: bool, no_allocator_tuning: bool) -> None:
     DATA is a folder: DATA/<split>/<class>/* or DATA/<class>/*; or a table (--csv), a data set file (.yaml), or a
     public data set (torchvision:NAME, hf:NAME): docs/data.md.
     """
+    torchrun.refuse_under_torchrun(context, ("cache", "train"))
     for package in ("cache", "data", "pipeline"):
         logger = logging.getLogger(package)
-        logger.handlers = [LineHandler()]
+        logger.handlers = [LineHandler(logging.NOTSET if torchrun.place().is_first else logging.WARNING)]
         logger.setLevel(logging.INFO)
         logger.propagate = False
     if not no_allocator_tuning:

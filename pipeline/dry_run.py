@@ -22,8 +22,9 @@ from cache.recipes import apart
 from cache.rows import FeatureShapes, Pair
 from cache.store import Store
 from cache.workspace import Workspace
-from data.loaders import default_workers, read_sample
+from data.loaders import default_workers
 from data.options import ScanOptions
+from data.reading import read_sample
 from data.samples import Sample, SampleSet
 from data.scan import scan_data
 from data.views import draw, render

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from data.loaders import StudentLoader, ViewItem, default_workers
+from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
 from data.samples import Sample
+from data.view_batches import ViewItem
 from data.views import CLEAN_ROW
 from pipeline.answers import caches_of, in_words_of
 from pipeline.bad_images import decodable, opened, scan_like

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,23 @@ def normalise(pixels: Tensor, card: StudentCard, device: str, layout: torch.memo
 
     `layout` is that of the model, where it is not what `memory_format` says of the device alone.
     """
-    mean = torch.tensor(card.mean, device=device).mul_(255).view(1, 3, 1, 1)
-    std = torch.tensor(card.std, device=device).mul_(255).view(1, 3, 1, 1)
-    inputs = pixels.to(device, memory_format=layout or memory_format(device)).float()
-    return inputs.sub_(mean).div_(std)
+    layout = layout or memory_format(device)
+    on_device = pixels.to(device, memory_format=layout, non_blocking=device == "cuda" and pixels.is_pinned())
+    mean, std = _levels(tuple(card.mean), tuple(card.std), device, pixels.shape[-1])
+    if layout != torch.channels_last:
+        return on_device.float().sub_(mean[:3].view(1, 3, 1, 1)).div_(std[:3].view(1, 3, 1, 1))
+    # As whole lines of an image, with as many means: three of them alone, again and again, take six times as long.
+    n_images, _, height_px, width_px = pixels.shape
+    lines = on_device.permute(0, 2, 3, 1).reshape(-1, 3 * width_px).float().sub_(mean).div_(std)
+    return lines.view(n_images, height_px, width_px, 3).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...], device: str, width_px: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in levels of 255, of each value of a line of pixels, float32 [3 * width]."""
+    with torch.inference_mode(False):
+        one, other = (torch.tensor(values, device=device).mul_(255).repeat(width_px) for values in (mean, std))
+    return one, other
 
 
 def load_student(path: str | Path, device: str) -> Student:

@@ -6,11 +6,12 @@ Never writes a row. B rows a forward pass, V views of an item, D embedding, S pi
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,26 +19,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.loaders import SampleViews
-from pipeline.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from pipeline.teachers.teacher import Teacher
+
+
+class Embeds(Protocol):
+    """A teacher, or who stands before one."""
+
+    def embed(self, pixels: Tensor) -> NDArray[np.float32]:
+        """uint8 [B, 3, S, S] -> float32 [B, D]."""
 
 
 def embed_in_passes(
     items: Iterator[SampleViews],
-    teacher: Teacher,
+    teacher: Embeds,
     batch_size: int,
     after_pass: Callable[[Tensor, NDArray[np.float32]], None],
     *,
-    ahead: bool | None = None,
+    ahead: Teacher | None = None,
 ) -> Iterator[tuple[SampleViews, NDArray[np.float32]]]:
     """(item, float32 [V, D]) in order, through forward passes of exactly `batch_size` rows that cut across items.
 
-    `after_pass` gets each pass's views, uint8 [B, 3, S, S], and their embeddings, without the padding. With `ahead`,
-    by default on a GPU, the next pass runs while the caller has the rows of the one before.
+    `after_pass` gets each pass's views, uint8 [B, 3, S, S], and their embeddings, without the padding. With `ahead`
+    (`on_gpu`), the teacher itself, passes after the first one run while the caller has the rows of the one before.
     """
     waiting: deque[tuple[SampleViews, list[NDArray[np.float32]]]] = deque()
     passes = _passes(items, waiting, batch_size)
-    is_ahead = teacher.device.startswith("cuda") if ahead is None else ahead
-    for one, embedding_BD in _one_ahead(passes, teacher) if is_ahead else _in_turn(passes, teacher):
+    embedded = ((one, teacher.embed(one.pixels)) for one in passes)
+    for one, embedding_BD in embedded if ahead is None else _one_ahead(passes, embedded, ahead):
         yield from _hand_out(embedding_BD[: one.n_rows], waiting)
         after_pass(one.pixels[: one.n_rows], embedding_BD[: one.n_rows])
 
@@ -70,19 +80,18 @@ def _passes(items: Iterator[SampleViews], waiting: deque[Any], batch_size: int) 
         yield _Pass(torch.stack(pixels + padding), len(pixels))
 
 
-def _in_turn(passes: Iterator[_Pass], teacher: Teacher) -> _Embedded:
-    return ((one, teacher.embed(one.pixels)) for one in passes)
+def on_gpu(teacher: Teacher) -> Teacher | None:
+    """The teacher, where its passes leave this process's cores alone: those may render and seal beside it."""
+    return teacher if teacher.device.startswith("cuda") else None
 
 
-def _one_ahead(passes: Iterator[_Pass], teacher: Teacher) -> _Embedded:
+def _one_ahead(passes: Iterator[_Pass], in_turn: _Embedded, teacher: Teacher) -> _Embedded:
     """The same passes in the same order, so that no bit changes, in a thread of their own.
 
     While one is on the device, this thread renders or fetches the next, and seals the rows of the one before.
     """
-    if (first := next(passes, None)) is None:
-        return
-    # Alone: it is compared with float32, which takes memory, and is halved where it does not fit.
-    yield first, teacher.embed(first.pixels)
+    # The first one alone: it is compared with float32, which takes memory, and is halved where it does not fit.
+    yield from itertools.islice(in_turn, 1)
     device = torch.cuda.current_device() if teacher.device.startswith("cuda") else None
     with ThreadPoolExecutor(1, initializer=_on_device, initargs=(device,)) as thread:
         running: tuple[_Pass, Future[tuple[NDArray[np.float32], int]]] | None = None

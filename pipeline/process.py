@@ -43,35 +43,42 @@ def allocator_is_tuned() -> bool:
 
 
 @contextlib.contextmanager
-def deferred_interrupts() -> Iterator[Callable[[], None]]:
+def deferred_interrupts(*also: signal.Signals, notice: bool = True) -> Iterator[Callable[[], None]]:
     """Inside, Ctrl-C waits for the next call of the yielded function, which then raises KeyboardInterrupt.
 
     Raised just anywhere it can leave the lock of a loader's queue taken, and the process then hangs on its way out
-    (seen, in a build with one worker). A second Ctrl-C is raised where it comes.
+    (seen, in a build with one worker). A second Ctrl-C is raised where it comes. So are other signals, if they are
+    named in `also`; without `notice` nothing is said when one arrives.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *also)}
     arrived = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.set()
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous[signal.Signals(number)])
+        if number in also and hasattr(signal, "SIGCHLD"):
+            # Sent to a whole group, it has also ended the loader processes: no news that should come in between.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # Not through logging or sys.stderr: this may interrupt either of them half-way.
-        os.write(2, b"\nstopping after this batch; Ctrl-C again stops at once\n")
+        if notice:
+            os.write(2, b"\nstopping after this batch; Ctrl-C again stops at once\n")
 
     def check() -> None:
         if arrived.is_set():
             raise KeyboardInterrupt
 
     # Where SIGINT is ignored (nohup, a shell's background job) it stays ignored.
-    if previous is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, note)
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, note)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def resolve_device(device: str) -> str:

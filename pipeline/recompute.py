@@ -22,9 +22,10 @@ from cache.manifest import differences
 from cache.survey import tolerance_logits
 from data.decode import DECODER_VERSION
 from data.errors import bullet_list
-from data.loaders import StudentLoader, ViewItem, default_workers
+from data.loaders import StudentLoader, default_workers
 from data.options import ScanOptions
 from data.samples import Sample
+from data.view_batches import ViewItem
 from pipeline.bad_images import scan_like
 from pipeline.errors import PipelineError
 from pipeline.joining import join

@@ -6,9 +6,9 @@ N samples, R rows of the cache, V views of a sample, T tasks, C classes of one, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from cache import CacheReader
 from cache.errors import CacheMismatch
-from data.loaders import ViewItem, read_sample
 from data.sample_table import take
 from data.samples import Sample
-from data.views import COLUMNS, WITNESS_LIMIT, ViewPolicy, render, view_order, witness, witness_tolerance
+from data.view_batches import ViewBatch, ViewItem
+from data.views import COLUMNS, WITNESS_LIMIT, ViewPolicy, view_orders, witness, witness_tolerance
 from pipeline.tasks import UNLABELLED, Tasks
 
 SEEN = "seen"
@@ -107,24 +107,34 @@ class TeacherTargets:
         `sample_M` says whose draws they are, each sample once if None; the j-th further draw of a sample shows the
         view of the j-th next epoch. `n_views` as in `used_views`.
         """
+        turn_M = np.full(len(self.samples), epoch)
         if sample_M is None:
             sample_M = np.arange(len(self.samples))
+        else:
+            turn_M = epoch + times_before(sample_M)
         first_M = self.reader.first_row[self.index_N[sample_M]].astype(np.int64)
-        views_M, turn_M = self.used_views(n_views)[sample_M], epoch + times_before(sample_M)
-        offsets = [
-            _order(self.samples[sample].key, views, turn // views, run_seed)[turn % views]
-            for sample, views, turn in zip(sample_M.tolist(), views_M.tolist(), turn_M.tolist(), strict=True)
-        ]
-        return first_M + np.array(offsets, np.int64)
+        views_M = self.used_views(n_views)[sample_M]
+        return first_M + self._schedule.shown(sample_M, views_M, turn_M, run_seed)
 
-    def items(self, rows_M: NDArray[np.int64], sample_M: NDArray[np.int64] | None = None) -> list[ViewItem]:
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return Schedule(self.reader.keys[self.index_N])
+
+    def items(self, rows_M: NDArray[np.int64], sample_M: NDArray[np.int64] | None = None) -> ViewBatch:
         """What the loader needs to show these rows; an item's target is its place among them.
 
         `sample_M` says whose rows they are; None is a row of each sample.
         """
-        params = self.reader.params(rows_M)
-        samples = self.samples if sample_M is None else [self.samples[i] for i in sample_M.tolist()]
-        return [ViewItem(sample, row, i) for i, (sample, row) in enumerate(zip(samples, params, strict=True))]
+
+        def make(chosen: NDArray[np.int64]) -> list[ViewItem]:
+            owners = chosen if sample_M is None else sample_M[chosen]
+            rows, params = rows_M[chosen], self.reader.params(rows_M[chosen])
+            return [
+                ViewItem(self.samples[owner], numbers, target, row) for owner, numbers, target, row
+                in zip(owners.tolist(), params, chosen.tolist(), rows.tolist(), strict=True)
+            ]  # fmt: skip
+
+        return ViewBatch(np.arange(len(rows_M)), make, rows_M)
 
     def teacher_logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Raw logits, float32 [len(rows), K]."""
@@ -161,8 +171,8 @@ class TeacherTargets:
             return np.zeros(len(rows), bool)
         return np.asarray(self.reader.feature(rows, SEEN) > 0.5)
 
-    def check_witness(self, size_px: int, seed: int, n_checked: int = 32) -> None:
-        """Render random views of random samples as training will, and compare them with what the teacher saw.
+    def check_witness(self, rendered: Callable[[ViewBatch], Iterable[Tensor]], seed: int, n_checked: int = 32) -> None:
+        """Have random views of random samples as training will, and compare them with what the teacher saw.
 
         Proves crop, flips, turns, colours and the join; not interpolation and decoder, which the identity names.
         """
@@ -170,12 +180,7 @@ class TeacherTargets:
         chosen = generator.permutation(len(self.samples))[:n_checked]
         first_row = self.reader.first_row.view(np.int64)
         rows = generator.integers(first_row[self.index_N[chosen]], first_row[self.index_N[chosen] + 1])
-        params = self.reader.params(rows)
-        views = [
-            render(read_sample(self.samples[i]), row, size_px, self.geometry)
-            for i, row in zip(chosen, params, strict=True)
-        ]
-        self.check_pixels(views, chosen, rows)
+        self.check_pixels(rendered(self.items(rows, chosen)), chosen, rows)
 
     def check_pixels(self, views: Iterable[Tensor], numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         """Compare views, uint8 [3, S, S] each, with what the teacher saw in these rows; `numbers` says whose they are.
@@ -205,8 +210,42 @@ def times_before(sample_M: NDArray[np.int64]) -> NDArray[np.int64]:
     return times
 
 
-_order = lru_cache(maxsize=200_000)(view_order)
-"""One permutation serves V epochs of a run."""
+class Schedule:
+    """Which view of a sample a run shows when; the order of one cycle serves V epochs."""
+
+    def __init__(self, keys: NDArray[np.uint8]) -> None:
+        self._keys = keys
+        self._orders: dict[tuple[int, int, int], NDArray[np.uint16]] = {}
+
+    def shown(
+        self, sample_M: NDArray[np.int64], views_M: NDArray[np.int64], turn_M: NDArray[np.int64], run_seed: int
+    ) -> NDArray[np.int64]:
+        """Which of its first `views_M` views each draw shows when it is its sample's turn `turn_M`, int64 [M]."""
+        shown_M, cycle_M = np.empty(len(sample_M), np.int64), turn_M // views_M
+        kind_M = (cycle_M << 17) | views_M
+        for kind in np.unique(kind_M).tolist():
+            draws = np.flatnonzero(kind_M == kind)
+            views, cycle = kind & 0x1FFFF, kind >> 17
+            shown_M[draws] = self._entries(sample_M[draws], views, cycle, run_seed, turn_M[draws] % views)
+        return shown_M
+
+    def _entries(
+        self, samples: NDArray[np.int64], views: int, cycle: int, run_seed: int, at: NDArray[np.int64]
+    ) -> NDArray[np.uint16]:
+        """Entry `at` of the order of each sample; the orders of all are kept where these are a good part of them."""
+        kept = self._orders.get((views, cycle, run_seed))
+        if kept is None:
+            if len(samples) < len(self._keys) / _KEPT_SHARE:
+                return view_orders(self._keys[samples], views, cycle, run_seed)[np.arange(len(samples)), at]
+            kept = view_orders(self._keys, views, cycle, run_seed)
+            while len(self._orders) >= _KEPT_CYCLES:
+                del self._orders[next(iter(self._orders))]
+            self._orders[views, cycle, run_seed] = kept
+        return kept[samples, at]
+
+
+_KEPT_SHARE, _KEPT_CYCLES = 4, 4
+"""A quarter of the samples is a good part; of images drawn several times an epoch also later cycles are asked for."""
 
 
 def read_by_training(reader: CacheReader, tasks: Collection[str]) -> list[str]:

@@ -24,6 +24,7 @@ from pipeline.process import resolve_device
 from pipeline.runs import RunFolder
 from pipeline.start import without_garbage_collection
 from pipeline.training.config import TrainConfig
+from pipeline.training.pixels import PixelOptions
 from pipeline.training.process_settings import ProcessOptions
 from pipeline.training.trainer import Trainer, TrainResult
 
@@ -41,11 +42,13 @@ def train(
     report: bool = True,
     process: ProcessOptions = ProcessOptions(),
     scan: ScanOptions = ScanOptions(),
+    pixels: PixelOptions = PixelOptions(),
 ) -> TrainResult:
     """Train a student, or with `resume` go on with the run in `out`; several caches of one recipe are taken as one.
 
     At its end the verdicts are logged, and `report` writes OUT/report.html. WeakTeacher stops a new run with a teacher
-    that nobody should learn from, unless `anyway`.
+    that nobody should learn from, unless `anyway`. `pixels` says what is kept of rendered views or decoded images; no
+    number of the run depends on it, so that `resume` may go with another choice.
     Raises DataError, CacheError, OverBudget, OutputExists or another PipelineError before the first step.
     On one machine's CPU and thread count a resumed run ends with the numbers of an undisturbed one; GPU kernels add up
     in no fixed order.
@@ -69,8 +72,9 @@ def train(
         reader = open_caches(caches, memory_map=False)
         images = scan_like(reader, data, scan)
         training = Trainer(
-            run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, process, resumed=resume
-        )
+            run, reader, images, config, resolve_device(device), workers, scan.skip_bad_images, resumed=resume,
+            process=process, pixels=pixels,
+        )  # fmt: skip
         worth = training.announce()
         if previous is None:
             if config.teacher and not anyway:

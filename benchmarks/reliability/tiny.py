@@ -8,7 +8,7 @@ from torch.nn.functional import normalize, one_hot
 from transformers import AutoTokenizer
 
 from cache import SegmentedWriter
-from data.loaders import read_sample
+from data.reading import read_sample
 from data.samples import FOLDER_TASK, SampleSet
 from data.scan import scan_data
 from data.views import CLEAN_ROW, render

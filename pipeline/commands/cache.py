@@ -20,6 +20,7 @@ from pipeline.commands.shared import (
     same_command,
     user_folder,
 )
+from pipeline.commands.torchrun import joined, place, refuse_under_torchrun
 from pipeline.start import without_garbage_collection
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def _slice(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 @click.group()
-def cache() -> None:
+@click.pass_context
+def cache(context: click.Context) -> None:
     """Build, look at, mend and share teacher caches (stage one)."""
+    refuse_under_torchrun(context, ("build",))
 
 
 @cache.command("build")
@@ -100,7 +103,9 @@ def cache_build(
     """
     if url is None and (yes or not publish):
         raise click.UsageError("--yes and --no-publish go with --store URL")
-    store = _store(url, asking=publish and not dry_run, yes=yes)
+    if dry_run and not place().is_first:
+        return
+    store = _store(url if place().is_first else None, asking=publish and not dry_run, yes=yes)
     if dry_run:
         from pipeline.dry_run import plan_build
         from pipeline.recipe import BuildConfig
@@ -114,10 +119,11 @@ def cache_build(
         with without_garbage_collection():
             from pipeline.build import BuildConfig, build_cache
 
-        result = build_cache(
-            data, out, BuildConfig(**settings), scan=scan, reuse=reuse, part=part, store=store, publish=publish,
-            known_teachers=user_folder() / "teachers",
-        )  # fmt: skip
+        with joined() as ranks:
+            result = build_cache(
+                data, out, BuildConfig(**settings), scan=scan, reuse=reuse, part=part, store=store, publish=publish,
+                known_teachers=user_folder() / "teachers", ranks=ranks,
+            )  # fmt: skip
     if not result.n_rows:
         click.echo(_no_images(data, part))
         return

@@ -51,8 +51,10 @@ def goes_on_with(line: Callable[[], str]) -> Iterator[None]:
 
 def same_command(*extra: str) -> str:
     """The command line of this process, with these words added where they are not in it."""
+    from pipeline.commands.torchrun import command_words
+
     arguments = [*sys.argv[1:], *(word for word in extra if word not in sys.argv)]
-    return shlex.join(["softlabel", *arguments])
+    return f"{command_words()} {shlex.join(arguments)}"
 
 
 def user_folder() -> Path:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pipeline.commands.shared import FILE, data_options, device_options, goes_on_with, same_command
+from pipeline.commands.shared import (
+    FILE,
+    data_options,
+    device_options,
+    goes_on_with,
+    same_command,
+    user_folder,
+)
 from pipeline.start import without_garbage_collection
 
 if TYPE_CHECKING:
@@ -93,13 +100,23 @@ def _settings(command: Any) -> Any:
 @click.option(
     "--tuning/--no-tuning", "tuned", default=True, help="Without: torch's own threads, layout and optimizer loop."
 )
+@click.option(
+    "--pixels",
+    type=click.Choice(["auto", "jpeg", "decoded", "views"]),
+    default="auto",
+    show_default=True,
+    help="Keep rendered views or decoded images on disk; no result depends on it.",
+)
+@click.option("--pixels-gb", type=click.FloatRange(0), default=8.0, show_default=True, help="The most disk for them.")
+@click.option("--pixels-dir", type=FILE, help="Where they are kept [CACHE.pixels].")
 @device_options
 @data_options
 @click.pass_context
 def train(
     context: click.Context, data: Path, cache_files: tuple[Path, ...], out: Path | None, n_seeds: int | None,
     at_once: int | None, config_file: Path | None, write_config: Path | None, anyway: bool, report: bool, resume: bool,
-    device: str, workers: int | None, threads: int | None, tuned: bool, scan: ScanOptions, **flags: Any,
+    device: str, workers: int | None, threads: int | None, tuned: bool, scan: ScanOptions,
+    pixels: str, pixels_gb: float, pixels_dir: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a student on the cached views and logits of DATA. No teacher is loaded.
 
@@ -121,14 +138,16 @@ def train(
         with without_garbage_collection():
             from pipeline.process import resolve_device
             from pipeline.train import train_into
+            from pipeline.training.pixels import PixelOptions
             from pipeline.training.process_settings import ProcessOptions
             from pipeline.training.seeds import share_cores, train_seeds
 
         config = _resolve(given, config_file, _first_run(out) or out if resume else None)
+        where = PixelOptions(choice=pixels, limit_gb=pixels_gb, folder=pixels_dir, fallback=user_folder() / "pixels")
 
         run = functools.partial(
             train_into, data=data, cache=cache_files, anyway=anyway, device=device, workers=workers, report=report,
-            process=ProcessOptions(tuned=tuned, threads=threads), scan=scan,
+            process=ProcessOptions(tuned=tuned, threads=threads), scan=scan, pixels=where,
         )  # fmt: skip
         if n_seeds is not None:
             at_once, threads = share_cores(n_seeds, resolve_device(device), at_once=at_once, threads=threads)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import BadSamples
-from data.loaders import ViewItem
 from data.samples import Sample, SampleSet
+from data.view_batches import ViewItem
 from data.views import CLEAN_ROW, ViewPolicy, draw
 from pipeline.bad_images import find_bad_files, refuse_or_tell
 from pipeline.process import derived_seed

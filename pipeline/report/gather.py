@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cache import CacheError, open_caches
 from cache.errors import CacheMismatch
-from data.loaders import read_sample
 from data.options import ScanOptions
+from data.reading import read_sample
 from data.samples import Sample
 from data.views import CLEAN_ROW, render
 from pipeline.answers import Answering, caches_of, said_groups

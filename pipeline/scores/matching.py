@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from data.decode import IMAGE_SUFFIXES
 from data.errors import bullet_list
-from data.loaders import is_decodable
+from data.reading import is_decodable
 from data.samples import SampleSet, content_key
 from pipeline.errors import did_you_mean
 from pipeline.scores.table import ScoresError, ScoreTable

@@ -13,21 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import CacheMismatch
-from data.loaders import ViewItem
 from data.samples import Sample
+from data.view_batches import ViewBatch, ViewItem
 from data.views import draw
 from pipeline.process import derived_seed
 from pipeline.targets import TeacherTargets, times_before, view_policy
 from pipeline.tasks import UNLABELLED
 from pipeline.training.config import TrainConfig
 from pipeline.training.labels import class_counts, keep_labels
+from pipeline.training.soft_targets import SoftTargets
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One pass: its items carry the number of their draw as target."""
+    """One pass: the targets of its items are the numbers of their draws."""
 
-    batches: list[list[ViewItem]]
+    batches: Sequence[ViewBatch]
     sample_M: NDArray[np.int64]
     """The sample of each draw."""
     rows_M: NDArray[np.int64] | None
@@ -45,7 +46,7 @@ class Lessons:
             kept = np.flatnonzero((labels_NT != UNLABELLED).any(axis=1))
             targets, labels_NT = targets.subset(kept), labels_NT[kept]
         self.targets, self.labels_NT, self.tasks = targets, labels_NT, targets.tasks
-        self._policy = view_policy(targets.reader)
+        self._policy, self._soft = view_policy(targets.reader), SoftTargets(targets, config.target)
         _check_n_views(targets, config.n_views)
 
     @property
@@ -76,28 +77,28 @@ class Lessons:
         """The plan of one epoch, from 0: batches of nearly equal size (a batch of one breaks batch norm)."""
         config = self._config
         generator = np.random.default_rng(derived_seed(config.seed, epoch, "order"))
-        n_samples = len(self.samples)
+        n_samples = len(self.targets.samples)
         if config.sampler == "balanced":
-            sample_M = np.sort(generator.choice(n_samples, n_samples, p=self._chances()))
+            drawn_M = np.sort(generator.choice(n_samples, n_samples, p=self._chances()))
         else:
-            sample_M = np.arange(n_samples)
+            drawn_M = None
+        sample_M = np.arange(n_samples) if drawn_M is None else drawn_M
         rows_M = None
         if config.fresh_views:
             items = self._fresh_items(epoch, sample_M)
         else:
-            rows_M = self.targets.epoch_rows(epoch, config.seed, n_views=config.n_views, sample_M=sample_M)
+            rows_M = self.targets.epoch_rows(epoch, config.seed, n_views=config.n_views, sample_M=drawn_M)
             items = self.targets.items(rows_M, sample_M)
         order = generator.permutation(n_samples)
         n_batches = min(-(-n_samples // config.batch_size), n_samples // 2)
-        batches = [[items[i] for i in part] for part in np.array_split(order, n_batches)]
+        batches = [items.part(part) for part in np.array_split(order, n_batches)]
         return EpochPlan(batches, sample_M, rows_M)
 
     def told(self, plan: EpochPlan, draw_B: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """The soft targets of some draws: raw logits, float32 [B, K]; None for hard labels only."""
         if not self._config.teacher or plan.rows_M is None:
             return None
-        logits_of = self.targets.mean_logits if self._config.target == "mean" else self.targets.teacher_logits
-        return logits_of(plan.rows_M[draw_B])
+        return self._soft(plan.rows_M[draw_B])
 
     def _chances(self) -> NDArray[np.float64]:
         """Of being drawn, float64 [N]: each class equally often; a sample without a label as often as in `shuffle`.
@@ -114,16 +115,19 @@ class Lessons:
         of_class = share / np.maximum(counts, 1)
         return np.where(labels_N == UNLABELLED, 1 / n_samples, of_class[labels_N])
 
-    def _fresh_items(self, epoch: int, sample_M: NDArray[np.int64]) -> list[ViewItem]:
+    def _fresh_items(self, epoch: int, sample_M: NDArray[np.int64]) -> ViewBatch:
         """Views drawn as the cache's were, by a stream of this run's own; the second draw of a sample is another."""
-        seed = derived_seed(self._config.seed, "fresh views")
-        again = times_before(sample_M)
-        return [
-            ViewItem(sample, draw(self._policy, sample.key, 1 + epoch + (int(times) << 32), seed), number)
-            for number, (sample, times) in enumerate(
-                zip((self.targets.samples[i] for i in sample_M), again, strict=True)
-            )
-        ]
+        seed, samples = derived_seed(self._config.seed, "fresh views"), self.targets.samples
+        again_M = times_before(sample_M)
+
+        def make(chosen: NDArray[np.int64]) -> list[ViewItem]:
+            owners = [samples[owner] for owner in sample_M[chosen].tolist()]
+            return [
+                ViewItem(sample, draw(self._policy, sample.key, 1 + epoch + (times << 32), seed), number)
+                for sample, times, number in zip(owners, again_M[chosen].tolist(), chosen.tolist(), strict=True)
+            ]
+
+        return ViewBatch(np.arange(len(sample_M)), make)
 
 
 def _check_n_views(targets: TeacherTargets, n_views: int) -> None:

@@ -6,6 +6,7 @@ N samples, B batch, T tasks, K columns of all of them, S pixels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -23,8 +24,9 @@ from tqdm import tqdm
 
 from cache import CacheReader
 from cache.errors import printable
-from data.loaders import StudentLoader, ViewMemory, default_workers
+from data.loaders import StudentLoader, default_workers
 from data.samples import Sample, SampleSet
+from data.threads import loading_threads
 from pipeline.card import StudentCard
 from pipeline.errors import RunError, SettingError, did_you_mean
 from pipeline.gate.check import short_lines
@@ -45,15 +47,13 @@ from pipeline.training.labels import class_weights, logit_offsets
 from pipeline.training.learner import Learner, Step, Tally
 from pipeline.training.lessons import EpochPlan, Lessons
 from pipeline.training.optimisation import temperature_at
+from pipeline.training.pixels import PixelOptions, choose_pixels
 from pipeline.training.precision import resolve_precision
 from pipeline.training.process_settings import ProcessOptions, settle
 from pipeline.training.rows import chosen_by, score_columns
 from pipeline.training.validation import Validator
 
 log = logging.getLogger(__name__)
-
-_SHOWN_BEFORE = ViewMemory(1_000_000_000)
-"""Of all runs of this process: rendering costs a CPU as much as the step of a compact student."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Trainer:
 
     def __init__(
         self, run: RunFolder, reader: CacheReader, images: SampleSet, config: TrainConfig, device: str,
-        workers: int | None, skip_bad_images: bool, process: ProcessOptions, *, resumed: bool,
+        workers: int | None, skip_bad_images: bool, *, resumed: bool, process: ProcessOptions, pixels: PixelOptions,
     ) -> None:  # fmt: skip
         self._run, self._device, self._reader = run, device, reader
         learners, validators, self._val_source = split_off_validation(images, config.val_fraction, config.seed)
@@ -98,7 +98,8 @@ class Trainer:
         )  # fmt: skip
         model = self._student.module
         self._artefact = weigh(model, self._card, config.budget_mb)
-        learn.check_witness(config.student_size_px, config.seed)
+        self._pixels = choose_pixels(pixels, {**targets, "train": learn}, config)
+        learn.check_witness(self._pixels.source.batch, config.seed)
         labels_NT = self._lessons.labels_NT
         weights_K = class_weights(config.class_weights, labels_NT, tasks)
         offsets_K = logit_offsets(config.logit_adjustment, labels_NT, tasks)
@@ -110,8 +111,9 @@ class Trainer:
             class_weights_K=_on(device, weights_K), logit_offsets_K=_on(device, offsets_K),
         )  # fmt: skip
         self._n_workers = n_workers = default_workers(device) if workers is None else workers
-        memory = None if config.fresh_views else _SHOWN_BEFORE
-        self._load = StudentLoader(config.student_size_px, learn.geometry, n_workers, memory)
+        self._load = StudentLoader(
+            config.student_size_px, learn.geometry, n_workers, source=self._pixels.source, device=device
+        )
         self._validate = Validator(targets["val"], self._card, self._load, device)
         self._ids = {
             "recipe_id": reader.recipe_id, "cache_id": reader.cache_id, "seal": reader.seal.hex(),
@@ -134,6 +136,8 @@ class Trainer:
             artefact=self._artefact, process=self._process, workers=self._n_workers,
         ):  # fmt: skip
             log.info("%s", line)
+        loaded = f"; {loading_threads(self._device).to_text()}" if not self._n_workers else ""
+        log.info("pixels   %s%s", printable(self._pixels.line), loaded)
         self._teacher = teacher_reports(self._validate.targets, "val", self._lessons.targets)
         for task, report in self._teacher.items():
             of_task = f"{task}: " if len(self._teacher) > 1 else ""
@@ -167,6 +171,7 @@ class Trainer:
     def run_epochs(self, report: bool) -> TrainResult:
         """All epochs that are left, and the words at the end."""
         started = time.perf_counter()
+        self._pixels.source.begin()
         with deferred_interrupts() as self._check_interrupt:
             if not self._metrics:
                 self._save()  # an interrupt in the first epoch has something to resume from
@@ -205,13 +210,13 @@ class Trainer:
         total_steps = n_batches * self._config.epochs
         tally = Tally(list(self._card.tasks))
         self._learner.model.train()
-        loaded = self._load(plan.batches)
-        for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch)):
-            if number == 0 and plan.rows_M is not None:
-                first = draw_B.numpy()
-                self._lessons.targets.check_pixels(pixels, plan.sample_M[first], plan.rows_M[first])
-            tally.add(self._step(pixels, draw_B.numpy(), plan, epoch * n_batches + number, total_steps))
-            self._check_interrupt()
+        with contextlib.closing(self._load(plan.batches)) as loaded:
+            for number, (pixels, draw_B) in enumerate(_progress(loaded, n_batches, epoch)):
+                if number == 0 and plan.rows_M is not None:
+                    first = draw_B.numpy()
+                    self._lessons.targets.check_pixels(pixels, plan.sample_M[first], plan.rows_M[first])
+                tally.add(self._step(pixels, draw_B.numpy(), plan, epoch * n_batches + number, total_steps))
+                self._check_interrupt()
         trained_s = time.perf_counter() - started
         found = self._validate(self._learner.average, self._check_interrupt)
         if not (found.is_finite() and self._learner.is_finite()):

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,19 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from data import loaders
-from data.errors import BadImage, UnreadableImage
-from data.loaders import (
-    SampleViews,
-    StudentLoader,
-    TeacherViews,
-    ViewItem,
-    ViewMemory,
-    default_workers,
-    is_decodable,
-    read_sample,
-    teacher_loader,
-)
+from data.errors import BadImage
+from data.loaders import SampleViews, StudentLoader, TeacherViews, default_workers, teacher_loader
+from data.reading import read_sample
 from data.samples import Sample, content_key
+from data.view_batches import ViewItem
 from data.views import ViewPolicy, draw, render, witness
 
 SIZE_PX = 16
@@ -170,54 +161,6 @@ def test_stage_two_renders_the_geometry_it_was_given(samples: list[Sample]) -> N
     assert targets.tolist() == [7]
     assert torch.equal(pixels[0], render(read_sample(samples[0]), item.params, SIZE_PX, "pad"))
     assert not torch.equal(pixels[0], expected_pixels(item))
-
-
-def test_a_view_is_rendered_once_while_there_is_room_and_is_the_same(
-    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    items = items_of(samples[0], 3, 0) + items_of(samples[1], 3, 3)
-    expected = torch.cat([pixels for pixels, _ in StudentLoader(SIZE_PX, "warp", 0)([items])])
-    rendered = 0
-
-    def counted(*arguments: Any) -> Tensor:
-        nonlocal rendered
-        rendered += 1
-        return render(*arguments)
-
-    monkeypatch.setattr(loaders, "render", counted)
-    memory = ViewMemory(4 * 3 * SIZE_PX**2)  # room for four of six
-    for n_rendered in (6, 2, 2):
-        rendered = 0
-        ((pixels, _),) = StudentLoader(SIZE_PX, "warp", 0, memory)([items])  # a loader of another run, too
-        assert torch.equal(pixels, expected)
-        assert rendered == n_rendered
-
-
-@pytest.mark.parametrize(("size_px", "geometry"), [(SIZE_PX + 1, "warp"), (SIZE_PX, "pad")])
-def test_views_of_another_size_or_geometry_are_not_taken_for_the_same(
-    size_px: int, geometry: str, samples: list[Sample]
-) -> None:
-    items, memory = items_of(samples[0], 2, 0), ViewMemory(1_000_000)
-    list(StudentLoader(SIZE_PX, "warp", 0, memory)([items]))
-    ((pixels, _),) = StudentLoader(size_px, geometry, 0, memory)([items])
-    ((expected, _),) = StudentLoader(size_px, geometry, 0)([items])
-    assert torch.equal(pixels, expected)
-
-
-def test_a_sample_is_hashed_from_the_bytes_that_are_decoded(samples: list[Sample]) -> None:
-    assert read_sample(samples[1]).shape == (3, 21, 30)
-    with pytest.raises(UnreadableImage, match="changed while it was in use"):
-        read_sample(samples[3])
-    Path(samples[1].path).unlink()
-    with pytest.raises(UnreadableImage, match="cannot be read"):
-        read_sample(samples[1])
-
-
-def test_whether_a_file_holds_an_image_is_not_said_of_one_that_cannot_be_read(samples: list[Sample]) -> None:
-    assert is_decodable(samples[1])
-    Path(samples[1].path).unlink()
-    with pytest.raises(UnreadableImage, match="cannot be read"):
-        is_decodable(samples[1])
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")

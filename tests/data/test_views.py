@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data.views import CLEAN_ROW, COLUMNS, ViewPolicy, draw, view_order
+from data.views import CLEAN_ROW, COLUMNS, ViewPolicy, draw, view_orders
 
 GOLDEN_KEYS = (bytes(range(16)), b"\xff" * 16, hashlib.blake2b(b"a lesion", digest_size=16).digest(), bytes(16))
 GOLDEN_DRAWS = tuple(
@@ -153,10 +153,22 @@ def test_the_clean_row_cannot_be_changed_through_a_drawn_one() -> None:
     assert CLEAN_ROW.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
 
 
+def view_order(key: bytes, views: int, cycle: int, run_seed: int) -> np.ndarray:
+    """The order of one sample's views."""
+    return view_orders(np.frombuffer(key, np.uint8)[None], views, cycle, run_seed)[0]
+
+
+@given(key=keys, n_views=st.integers(1, 40), cycle=st.integers(0, 1000), seed=seeds)
+def test_the_order_is_that_of_the_numbers_of_numpys_generator(key: bytes, n_views: int, cycle: int, seed: int) -> None:
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"), counter=[0, 1, cycle, seed]))
+    expected = np.argsort(generator.random(n_views), kind="stable")
+    np.testing.assert_array_equal(view_order(key, n_views, cycle, seed), expected)
+
+
 @given(key=keys, n_views=st.integers(1, 40), cycle=st.integers(0, 1000), seed=seeds)
 def test_a_cycle_shows_each_view_once(key: bytes, n_views: int, cycle: int, seed: int) -> None:
     order = view_order(key, n_views, cycle, seed)
-    assert order.dtype == np.int64
+    assert order.dtype == np.uint16
     assert sorted(order.tolist()) == list(range(n_views))
 
 

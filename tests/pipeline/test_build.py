@@ -15,7 +15,7 @@ import torch
 
 from cache import CacheError, CacheReader
 from data.errors import BadImage
-from data.loaders import read_sample
+from data.reading import read_sample
 from data.scan import scan_data
 from data.views import ViewPolicy, draw, render, witness
 from pipeline.build import BuildConfig, build_cache

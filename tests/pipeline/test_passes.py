@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from data.loaders import SampleViews
 from data.samples import Sample
 from pipeline.errors import OutOfMemory
-from pipeline.passes import embed_in_passes
+from pipeline.passes import embed_in_passes, on_gpu
 from pipeline.teachers.heads import OutputHead
 from pipeline.teachers.teacher import LoadedModel, Teacher
 
@@ -65,9 +65,11 @@ def items_of(sizes: Sequence[int]) -> Iterator[SampleViews]:
 def test_every_item_gets_its_rows_whether_passes_run_in_turn_or_ahead(sizes: list[int], batch_size: int) -> None:
     def run(ahead: bool) -> tuple[list[tuple[int, Any]], list[int], list[int]]:
         tower, seen = Counting(), list[int]()
+        teacher = teacher_of(tower)
         passes = embed_in_passes(
-            items_of(sizes), teacher_of(tower), batch_size, lambda _, rows: seen.append(len(rows)), ahead=ahead
-        )
+            items_of(sizes), teacher, batch_size, lambda _, rows: seen.append(len(rows)),
+            ahead=teacher if ahead else None,
+        )  # fmt: skip
         return [(item.sample.key[0], rows.tolist()) for item, rows in passes], tower.sizes, seen
 
     found = [run(ahead) for ahead in (False, True)]
@@ -81,8 +83,8 @@ def test_every_item_gets_its_rows_whether_passes_run_in_turn_or_ahead(sizes: lis
 
 def test_the_first_pass_is_alone_and_the_next_runs_while_rows_are_taken() -> None:
     tower = Counting()
-    begun = []
-    for _ in embed_in_passes(items_of([2] * 5), teacher_of(tower), 2, lambda *_: None, ahead=True):
+    begun, teacher = [], teacher_of(tower)
+    for _ in embed_in_passes(items_of([2] * 5), teacher, 2, lambda *_: None, ahead=teacher):
         begun.append(len(tower.sizes))
     assert begun[0] == 1
     assert len(tower.sizes) == 5
@@ -92,7 +94,13 @@ def test_the_first_pass_is_alone_and_the_next_runs_while_rows_are_taken() -> Non
 
 @pytest.mark.parametrize("fails_at", [0, 1, 3])
 def test_a_pass_that_fails_ahead_fails_for_who_waits_for_its_rows(fails_at: int) -> None:
-    passes = embed_in_passes(items_of([2] * 5), teacher_of(Counting(fails_at)), 2, lambda *_: None, ahead=True)
+    teacher = teacher_of(Counting(fails_at))
+    passes = embed_in_passes(items_of([2] * 5), teacher, 2, lambda *_: None, ahead=teacher)
     assert [item.sample.key[0] for item, _ in itertools.islice(passes, fails_at)] == list(range(fails_at))
     with pytest.raises(OutOfMemory, match="2 views of 2 px"):
         next(passes)
+
+
+def test_a_teacher_on_the_cpu_is_asked_in_turn() -> None:
+    """Its passes fill the cores, and a second thread would bring threads of its own."""
+    assert on_gpu(teacher_of(Counting())) is None

@@ -15,7 +15,8 @@ from torch import Tensor
 import pipeline.joining
 from cache import CacheError, CacheReader
 from cache.errors import CacheMismatch
-from data.loaders import read_sample
+from data.pixels.source import PixelSource
+from data.reading import read_sample
 from data.scan import scan_data
 from data.views import ViewPolicy, draw, render
 from pipeline.targets import TeacherTargets, teacher_parameters
@@ -42,15 +43,12 @@ def test_a_cycle_of_epochs_shows_each_view_once(tiny_data: Path, tiny_cache: Pat
     assert 0 < (views[0] == 0).mean() < 1, "epoch 0 must not be all clean"
 
 
-def test_the_witness_notices_other_views(tiny_data: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_witness_notices_other_views(tiny_data: Path, tiny_cache: Path) -> None:
     targets = join(tiny_cache, tiny_data)
-    targets.check_witness(32, 0)
-    from pipeline import targets as module
-
-    render = module.render
-    monkeypatch.setattr(module, "render", lambda *arguments: render(*arguments).flip(-1))
+    rendered = PixelSource(32, targets.geometry).batch
+    targets.check_witness(rendered, 0)
     with pytest.raises(CacheError, match="renders to another view than the teacher saw"):
-        targets.check_witness(32, 0)
+        targets.check_witness(lambda items: rendered(items).flip(-1), 0)
 
 
 def test_the_mean_of_logits_is_over_all_views_of_an_image_whatever_view_it_shows(

@@ -75,7 +75,7 @@ def test_the_mean_target_of_a_view_is_that_of_its_image(
     monkeypatch.setattr(TeacherTargets, "mean_logits", watched)
     monkeypatch.setattr(learner, "distillation_loss", taught)
     train(tiny_data, tiny_cache, tmp_path / "run", dataclasses.replace(CONFIG, target="mean"), workers=0, report=False)
-    assert len(told) == 30
+    assert len(told) == 60, "of every image of the cache, once"
     assert all(len(targets) == 1 for targets in told.values())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["target"] == "mean"
 

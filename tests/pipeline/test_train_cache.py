@@ -8,22 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from cache import Table
 from cache.errors import CacheDamaged, CacheMismatch
-from data import loaders
-from data.loaders import StudentViews, ViewItem, ViewMemory
+from data.pixels import source
+from data.pixels.source import PixelSource
+from data.view_batches import ViewItem
 from pipeline.errors import RunError
 from pipeline.runs import RunFolder
 from pipeline.train import TrainConfig, train
-from pipeline.training import trainer as module
+from pipeline.training.pixels import PixelOptions
 
 from .run_metrics import metrics
 
 CONFIG = TrainConfig(student="shufflenet_v2_x0_5", student_size_px=32, epochs=2, batch_size=8)
+RENDERED = PixelOptions(choice="jpeg")
+"""Every view is rendered, whatever an earlier test has left beside the cache."""
 AfterEpoch = Callable[[int, Callable[[], object]], None]
 
 
@@ -96,33 +99,33 @@ def test_views_that_go_wrong_in_a_later_epoch_stop_the_run_and_keep_the_epochs_b
     tiny_data: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path, after_epoch: AfterEpoch,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    render = loaders.render
-    monkeypatch.setattr(module, "_SHOWN_BEFORE", ViewMemory(0))
+    render = source.render
 
     def go_wrong() -> None:
-        monkeypatch.setattr(loaders, "render", lambda *arguments: render(*arguments).flip(-1))
+        monkeypatch.setattr(source, "render", lambda *arguments: render(*arguments).flip(-1))
 
     after_epoch(1, go_wrong)
     with pytest.raises(CacheMismatch, match="renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=RENDERED)
     assert_first_epoch_stands(tmp_path / "run", tiny_run)
-    monkeypatch.setattr(loaders, "render", render)
-    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False)
+    monkeypatch.setattr(source, "render", render)
+    train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, resume=True, workers=0, report=False, pixels=RENDERED)
     assert_same_run(tmp_path / "run", tiny_run)
 
 
 def test_validation_views_that_go_wrong_stop_the_run_as_well(
     tiny_data: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    get = StudentViews.__getitem__
+    made = PixelSource._render
 
-    def wrong_for_validation(self: StudentViews, item: ViewItem) -> tuple[Tensor, int]:
-        pixels, target = get(self, item)
-        return (pixels.flip(-1) if item.sample.split == "val" else pixels), target
+    def wrong_for_validation(self: PixelSource, item: ViewItem, into_HWC: np.ndarray) -> None:
+        made(self, item, into_HWC)
+        if item.sample.split == "val":
+            into_HWC[:] = into_HWC[:, ::-1].copy()
 
-    monkeypatch.setattr(StudentViews, "__getitem__", wrong_for_validation)
+    monkeypatch.setattr(PixelSource, "_render", wrong_for_validation)
     with pytest.raises(CacheMismatch, match=r"/val/.* renders to another view than the teacher saw"):
-        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False)
+        train(tiny_data, tiny_cache, tmp_path / "run", CONFIG, workers=0, report=False, pixels=RENDERED)
     assert RunFolder(tmp_path / "run").load_last()["epoch"] == 0
 
 

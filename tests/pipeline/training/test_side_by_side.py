@@ -18,7 +18,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.side_by_side import Job, run_side_by_side
 
 log = logging.getLogger("pipeline.test_side_by_side")
-SAID, FAILS, KILLED, WAITS = "said", "fails", "killed", "waits"
+LATER, FAILS, KILLED, WAITS = "later", "fails", "killed", "waits"
 
 
 def jobs(*whats: str, folder: Path) -> list[Job]:
@@ -32,6 +32,9 @@ def act(folder: Path, config: TrainConfig, resume: bool) -> None:
     """What a run does here."""
     folder.mkdir()
     what = folder.name.partition("-")[2]
+    while what == LATER and not [*folder.parent.glob(f"*-{FAILS}")]:
+        time.sleep(0.02)
+    time.sleep(0.5 if what == LATER else 0)
     log.info("%s of %d on %d threads", what, config.seed, torch.get_num_threads())
     if what == FAILS:
         raise RunError(f"seed {config.seed} failed")
@@ -50,9 +53,9 @@ def test_one_that_fails_lets_those_under_way_finish_and_begins_no_other(
 ) -> None:
     """Each runs on its threads, and its lines begin with its name."""
     with caplog.at_level(logging.INFO), pytest.raises(RunError, match="seed 0 failed"):
-        run_side_by_side(jobs(FAILS, SAID, SAID, folder=tmp_path), act, 2, 1)
-    assert sorted(caplog.messages) == ["fails    fails of 0 on 1 threads", "said     said of 1 on 1 threads"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-fails", "1-said"]
+        run_side_by_side(jobs(FAILS, LATER, LATER, folder=tmp_path), act, 2, 1)
+    assert sorted(caplog.messages) == ["fails    fails of 0 on 1 threads", "later    later of 1 on 1 threads"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-fails", "1-later"]
 
 
 def test_one_that_is_killed_is_told_with_what_goes_on(tmp_path: Path) -> None:
