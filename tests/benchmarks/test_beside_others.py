@@ -62,6 +62,9 @@ def test_a_table_says_how_many_times_faster_ours_is(
         script.main()
         said = capsys.readouterr().out
         # 30 train images; 3 seconds are the epochs in which 30 / 150 - 30 / 300 (or 30 / 100 - 30 / 300) are saved.
-        assert f"| {script.COURSE} | 150 (150 to 150) | 2 (2 to 2) | 30.0 |" in said
-        assert ("| torchdistill, 0 workers | 100 (100 to 100) | 3 (3 to 3) | 15.0 |" in said) == is_there
+        rows = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("| ")]
+        told = {cells[0]: [*cells[1:3], cells[-1]] for cells in rows}
+        assert told[script.COURSE] == ["150 (150 to 150)", "2 (2 to 2)", "30.0"]
+        others = ["100 (100 to 100)", "3 (3 to 3)", "15.0"]
+        assert told.get("torchdistill, 0 workers") == (others if is_there else None)
         assert ("pip install torchdistill" in said) != is_there
