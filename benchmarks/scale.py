@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,12 +214,14 @@ def epoch_rows(work: Path, n_samples: int, n_shares: int) -> Measured:
 
 
 def gather(work: Path, n_samples: int, n_shares: int) -> Measured:
-    """Logits and numbers of batches of random rows; seconds are those of one batch, as the median."""
+    """Logits and numbers of batches of random rows; seconds are those of one batch, as the median.
+
+    From the page cache, into which verifying brings them, as `train` does.
+    """
     import numpy as np
 
     found, generator = Measured(), np.random.default_rng(0)
-    targets, seconds = joined(work, {}), []
-    targets.teacher_logits(np.arange(BATCH_ROWS))
+    targets, seconds = joined(work, {}, verified=True), []
     with timed(found):
         for _ in range(min(N_BATCHES, n_samples)):
             rows = generator.integers(0, VIEWS * n_samples, BATCH_ROWS)
@@ -247,12 +249,26 @@ def scan(work: Path, n_images: int, n_shares: int) -> Measured:
     return found
 
 
+def scan_again(work: Path, n_images: int, n_shares: int) -> Measured:
+    """The same, of files whose hashes are remembered."""
+    from data.options import ScanOptions
+    from data.scan import scan_data
+
+    found = Measured()
+    with timed(found):
+        scan_data(work / "images", ScanOptions(memo=work / "hashes", remember_split=False))
+    return found
+
+
 OPERATIONS: dict[str, Callable[[Path, int, int], Measured]] = {
     "write the shares": write, "merge": merge_shares, "open": open_cache, "open + join": open_and_join,
     "open + join, shuffled": open_and_join_shuffled, "open + join + verify": open_join_and_verify,
     "lessons": lessons, "rows of an epoch": epoch_rows, f"gather {BATCH_ROWS} rows": gather, "scan": scan,
+    "scan again": scan_again,
 }  # fmt: skip
-ONCE = ("write the shares", "merge", "scan")
+OF_IMAGES = ["scan", "scan again"]
+OF_CACHES = [operation for operation in OPERATIONS if operation not in OF_IMAGES]
+ONCE = ("write the shares", "merge")
 
 
 def measure(operation: str, work: Path, n_samples: int, n_shares: int) -> Measured:
@@ -281,15 +297,13 @@ def line(operation: str, n_samples: int, rounds: list[Measured]) -> list[str]:
     return [operation, f"{n_samples:,}", said, each_us, f"{peak_mb:,.0f}", f"{before_mb:,.0f}"]
 
 
-def of_size(work: Path, n_samples: int, n_shares: int, n_rounds: int) -> Iterator[list[str]]:
-    """All operations at one size."""
+def of_size(work: Path, n_samples: int, n_shares: int, n_rounds: int, operations: Sequence[str]) -> Iterator[list[str]]:
+    """Some operations at one size."""
     folder = work / f"scale-{n_samples}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        for operation in OPERATIONS:
-            if operation == "scan":
-                continue
+        for operation in operations:
             n_times = 1 if operation in ONCE else n_rounds
             yield line(operation, n_samples, [measure(operation, folder, n_samples, n_shares) for _ in range(n_times)])
             if operation == "merge":
@@ -302,10 +316,11 @@ def of_size(work: Path, n_samples: int, n_shares: int, n_rounds: int) -> Iterato
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="a folder with 15 GB of room; nothing stays in it")
-    parser.add_argument("--samples", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--samples", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--shares", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="of all but writing and merging")
     parser.add_argument("--images", type=int, default=0, help="so many real, small files are scanned as well")
+    parser.add_argument("--operations", nargs="+", choices=OF_CACHES, default=OF_CACHES, help="in this order")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -314,12 +329,12 @@ def main() -> None:
         os._exit(0)  # taking the interpreter down touches another 110 MB of torch's own
     lines = []
     for n_samples in options.samples:
-        for found in of_size(options.work, n_samples, options.shares, options.rounds):
+        for found in of_size(options.work, n_samples, options.shares, options.rounds, options.operations):
             print(" ".join(found), file=sys.stderr, flush=True)
             lines.append(found)
     if options.images:
         folder = options.work / "scale-images"
-        lines.append(line("scan", options.images, [measure("scan", folder, options.images, 0)]))
+        lines += [line(what, options.images, [measure(what, folder, options.images, 0)]) for what in OF_IMAGES]
         shutil.rmtree(folder)
     from timing import machine_line, markdown
 

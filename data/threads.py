@@ -54,7 +54,7 @@ def loading_threads(device: str) -> Threads:
 def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads compute on one core each, else each would start a team of its own; gone afterwards."""
     computing, all_started = torch.get_num_threads(), threading.Barrier(n_threads + 1)
-    pool = ThreadPoolExecutor(n_threads, "softlabel-load", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(n_threads, "softlabel-load", initializer=_compute_on_one_core)
     try:
         for _ in range(n_threads):
             pool.submit(all_started.wait)
@@ -65,6 +65,11 @@ def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     finally:
         all_started.abort()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compute_on_one_core() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread that asks for the first time takes over what was set last by any
 
 
 def ahead(batches: Iterable[Batch], make: Callable[[Batch], Made], n_threads: int) -> Iterator[Made]:

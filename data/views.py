@@ -31,6 +31,8 @@ CLEAN_ROW = np.array([0, 0, 1, 1, 0, 0, 0, 1, 1, 1], dtype=np.float32)
 
 # Word 1 of the Philox counter keeps the streams apart.
 _STREAM_VIEW, _STREAM_SCHEDULE = 0, 1
+_STRETCH = 1 << 17
+"""Samples whose orders are drawn at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +125,11 @@ def view_orders(keys: NDArray[np.uint8], views: int, cycle: int, run_seed: int) 
     `keys` are uint8 [N, 16]. Each view once a cycle; epoch e shows entry e mod V of cycle e // V. Epoch 0 is therefore
     not all clean.
     """
-    numbers = doubles(keys, views, (_STREAM_SCHEDULE, cycle, checked_seed(run_seed)))
-    return np.argsort(numbers, axis=1, kind="stable").astype(np.uint16)
+    orders, counter = np.empty((len(keys), views), np.uint16), (_STREAM_SCHEDULE, cycle, checked_seed(run_seed))
+    for start in range(0, len(keys), _STRETCH):  # what is in between takes eight times the memory
+        part = slice(start, start + _STRETCH)
+        orders[part] = np.argsort(doubles(keys[part], views, counter), axis=1, kind="stable")
+    return orders
 
 
 def checked_seed(seed: int) -> int:

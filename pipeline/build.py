@@ -36,7 +36,7 @@ from pipeline.errors import OutOfMemory, TeacherError
 from pipeline.from_store import StoreOfRecipe
 from pipeline.on_demand import TeacherOnDemand
 from pipeline.outputs import check_output_file
-from pipeline.passes import embed_in_passes
+from pipeline.passes import embed_in_passes, on_gpu
 from pipeline.process import deferred_interrupts
 from pipeline.ranks import ALONE, Ranks
 from pipeline.recipe import BuildConfig, feature_shapes, manifest_of, stored_tasks
@@ -345,7 +345,9 @@ def _compute(
 
         try:
             with ranks.explained_by(check_interrupt):
-                for item, embedding in embed_in_passes(decoded, first_pass, batch_size, after_pass):
+                for item, embedding in embed_in_passes(
+                    decoded, first_pass, batch_size, after_pass, ahead=on_gpu(teacher)
+                ):
                     _add(writer, item, embedding, teacher, config, columns)
                     n_computed += len(item.view)
                     progress.update(len(item.view))

@@ -192,27 +192,27 @@ class SlotFile:
             raise OSError(errno.EIO, "another file came in its place")
 
     def _publish(self, temp: Path) -> None:
-        """Give the new file its name, unless another process did so in between; a damaged one is replaced."""
-        if self.path.exists():
-            log.info("notice   %s is damaged, or no file of this program: it is made anew", self.path)
-            os.replace(temp, self.path)
-            return
+        """Give the new file its name, unless another process just did so; a damaged one is replaced."""
         try:
             os.link(temp, self.path)
-        except FileExistsError:
             return
+        except FileExistsError:
+            pass
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            os.rename(temp, self.path)
+            if not self.path.exists():
+                os.rename(temp, self.path)
+                return
+        if not self._open(os.O_RDWR):
+            log.info("notice   %s is damaged, or no file of this program: it is made anew", self.path)
+            os.replace(temp, self.path)
 
     def _stop_writing(self, reason: str) -> None:
         with self._lock:
             told, self._writes = not self._writes, False
         if not told:
-            log.warning(
-                "pixels are no longer kept in %s (%s): the run goes on and renders them anew", self.path, reason
-            )
+            log.warning("pixels are no longer kept in %s (%s): the run goes on without", self.path, reason)
 
 
 def _reopened(

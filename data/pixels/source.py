@@ -52,6 +52,13 @@ class PixelSource:
             if kept is not None:
                 kept.file.begin()
 
+    def stand(self, batches: Sequence[Sequence[ViewItem]]) -> bool:
+        """Whether all of these views stand, as far as this process knows."""
+        if self.rendered is None or not batches:
+            return False
+        rows = np.concatenate([rows_of(items) for items in batches])
+        return bool((rows >= 0).all() and self.rendered.file.stands()[rows].all())
+
     def batch(
         self, items: Sequence[ViewItem], each: Callable[..., None] = one_by_one, *, pinned: bool = False
     ) -> Tensor:

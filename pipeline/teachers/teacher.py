@@ -133,16 +133,22 @@ class Teacher:
         """Whether `embed` gives embeddings; else it gives logits."""
         return not isinstance(self.head, OutputHead)
 
-    @torch.inference_mode()
     def embed(self, pixels: Tensor) -> NDArray[np.float32]:
         """Un-normalised embeddings, float32 [B, D], of uint8 views [B, 3, S, S].
 
         Rows that come out non-finite in half precision are computed again in float32; TeacherError if that fails too.
         """
-        embedding = self._forward(pixels, self.precision)
+        embedding_BD, n_recomputed = self.embed_counted(pixels)
+        self.n_recomputed += n_recomputed
+        return embedding_BD
+
+    @torch.inference_mode()
+    def embed_counted(self, pixels: Tensor) -> tuple[NDArray[np.float32], int]:
+        """The same, with how many rows were computed again, which the caller adds to `n_recomputed`; for a thread."""
+        embedding, n_recomputed = self._forward(pixels, self.precision), 0
         bad = ~torch.isfinite(embedding).all(dim=1)
         if bad.any() and self.precision != "fp32" and self._weights_dtype == torch.float32:
-            self.n_recomputed += int(bad.sum())
+            n_recomputed = int(bad.sum())
             log.info("%d of %d rows overflow in %s: computed again in fp32", bad.sum(), len(bad), self.precision)
             embedding[bad] = self._forward(pixels, "fp32")[bad]
             bad = ~torch.isfinite(embedding).all(dim=1)
@@ -151,7 +157,7 @@ class Teacher:
                 f"the teacher answers {int(bad.sum())} of {len(bad)} views with infinite or undefined numbers in "
                 f"{self.precision}: try --precision fp32; if that fails too, its weights are damaged"
             )
-        return embedding.numpy()
+        return embedding.numpy(), n_recomputed
 
     @torch.inference_mode()
     def compare_with_fp32(self, pixels: Tensor, embedding_BD: NDArray[np.float32]) -> PrecisionCheck:

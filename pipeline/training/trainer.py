@@ -115,9 +115,11 @@ class Trainer:
         )  # fmt: skip
         if not ranks.is_alone:
             self._learner.restore(same_state(ranks, self._learner.state()))
-        self._n_workers = n_workers = ranks.workers(default_workers(device)) if workers is None else workers
+        if workers is None:  # threads are enough to read views that stand
+            workers = 0 if self._pixels.choice == "views" else ranks.workers(default_workers(device))
+        self._n_workers = workers
         self._load = StudentLoader(
-            config.student_size_px, learn.geometry, n_workers, source=self._pixels.source, device=device
+            config.student_size_px, learn.geometry, workers, source=self._pixels.source, device=device
         )
         self._validate = Validator(targets["val"], self._card, self._load, device, ranks)
         self._ids = {
@@ -141,7 +143,8 @@ class Trainer:
             artefact=self._artefact, process=self._process, workers=self._n_workers,
         ):  # fmt: skip
             log.info("%s", line)
-        loaded = f"; {loading_threads(self._device).to_text()}" if not self._n_workers else ""
+        missing = "missing ones " if self._pixels.choice == "views" else ""
+        loaded = f"; {missing}{loading_threads(self._device).to_text()}" if not self._n_workers else ""
         log.info("pixels   %s%s", printable(self._pixels.line), loaded)
         self._teacher = teacher_reports(self._validate.targets, "val", self._lessons.targets)
         for task, report in self._teacher.items():

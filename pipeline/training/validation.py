@@ -5,6 +5,7 @@ Never trains, never reads test. N samples, B batch, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -110,12 +111,13 @@ class Validator:
         items = self._shown.items(self._rows)
         batches = [items[start : start + _BATCH_SIZE] for start in range(0, len(items), _BATCH_SIZE)]
         kept: list[Tensor] | None = [] if len(items) * 3 * self._card.size_px**2 < _KEPT_BYTES else None
-        for pixels, index_B in self._load(batches):
-            checked = index_B[:_N_CHECKED].numpy()
-            self._shown.check_pixels(pixels[:_N_CHECKED], checked, self._rows[checked])
-            if kept is not None:
-                kept.append(pixels)
-            yield pixels
-            check_interrupt()
+        with contextlib.closing(self._load(batches)) as loaded:
+            for pixels, index_B in loaded:
+                checked = index_B[:_N_CHECKED].numpy()
+                self._shown.check_pixels(pixels[:_N_CHECKED], checked, self._rows[checked])
+                if kept is not None:
+                    kept.append(pixels)
+                yield pixels
+                check_interrupt()
         if kept:
             self._pixels = torch.cat(kept)

@@ -89,6 +89,20 @@ def test_reader_hands_out_fresh_writable_copies(make, reader):
     make.assert_equal(reader.table(), table)
 
 
+@pytest.mark.parametrize("memory_map", [True, False])
+def test_names_are_read_when_they_are_asked_for_and_of_the_file_that_was_opened(make, tmp_path, memory_map):
+    path, names = make.write(tmp_path / "t.h5", make.table()), make.table().names
+    reader = CacheReader(path, memory_map=memory_map)
+    assert "samples/name" not in reader._inspected.small
+    stored = reader.stored_names(np.array([2, 0]))
+    assert [name.decode() for name in stored.tolist()] == [names[2], names[0]]
+    assert (reader.names, reader[bytes(make.table().key[3])].name) == (names, names[3])
+    late = CacheReader(path, memory_map=memory_map)
+    os.replace(make.write(tmp_path / "other.h5", make.table(seed=1)), path)
+    with pytest.raises(CacheDamaged, match="was replaced by another cache"):
+        _ = late.names
+
+
 @pytest.mark.parametrize("rows", [-1, [0, -1], [10**6], np.array([-1]), range(-1, 2)])
 def test_reader_refuses_the_row_of_an_absent_view(reader, rows):
     with pytest.raises(RowAbsent, match="lacks"):

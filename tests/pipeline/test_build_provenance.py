@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from cache import CacheReader
-from data import loaders
+from data import reading
 from data.errors import BadImage
 from data.options import ScanOptions
+from data.samples import content_key
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
 from pipeline.teachers.teacher import Teacher
@@ -130,7 +131,7 @@ def test_an_image_that_was_left_out_and_is_in_the_cache_by_now_is_not_listed_any
     skip = ScanOptions(skip_bad_images=True)
     lasting, passing = sorted(data.glob("train/*/*.png"))[:2]
     lasting.write_bytes(b"no image")
-    decode = loaders.decode
+    decode = reading.decode
 
     def fails_once(encoded: bytes, name: str) -> torch.Tensor:
         if name == str(passing):
@@ -138,11 +139,11 @@ def test_an_image_that_was_left_out_and_is_in_the_cache_by_now_is_not_listed_any
         return decode(encoded, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loaders, "decode", fails_once)
+        patch.setattr(reading, "decode", fails_once)
         assert build_cache(data, out, tiny_build, skip).n_skipped == 2
     assert build_cache(data, out, tiny_build, skip).n_computed == 3
     reader = CacheReader(out)
-    assert list(reader.manifest.skipped) == [loaders.content_key(lasting.read_bytes()).hex()]
+    assert list(reader.manifest.skipped) == [content_key(lasting.read_bytes()).hex()]
 
 
 def test_the_last_image_that_was_left_out_leaves_an_empty_list(

@@ -23,7 +23,7 @@ import cache.verify
 from cache import CacheReader, Table
 from cache.errors import CacheBusy, CacheDamaged, CacheDiskFull, CacheMismatch
 from cache.workspace import Workspace
-from data import loaders
+from data import reading
 from data.errors import BadImage
 from data.options import ScanOptions
 from data.scan import scan_data
@@ -296,7 +296,7 @@ def test_images_that_broke_meanwhile_are_named(
     def broken(*_: object) -> None:
         raise BadImage("x", "it is cut off")
 
-    monkeypatch.setattr(loaders, "decode", broken)
+    monkeypatch.setattr(reading, "decode", broken)
     with pytest.raises(BadImage, match=r"images whose rows are damaged cannot be read or decoded; nothing was"):
         repaired(damaged, tiny_data, tiny_build)
     assert_unchanged(damaged, content)

@@ -11,7 +11,7 @@ import pytest
 
 from cache import CacheReader
 from cache.errors import CacheMismatch
-from data import loaders
+from data import reading
 from data.scan import scan_data
 from pipeline import build as module
 from pipeline.build import BuildConfig, build_cache
@@ -70,7 +70,7 @@ def test_where_everything_is_there_no_image_is_decoded_and_the_teacher_is_not_as
     fewer: Path, tiny_build: BuildConfig, tiny_cache: Path, old: Path, tmp_path: Path, forward_rows: list[int],
     monkeypatch: pytest.MonkeyPatch, rows_of: RowsOf,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(loaders, "decode", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(reading, "decode", lambda *_: pytest.fail("an image was decoded"))
     monkeypatch.setattr(module, "find_bad_files", lambda samples, checked: pytest.fail("looked at") if samples else [])
     result = build_cache(fewer, tmp_path / "t.h5", tiny_build, reuse=[tiny_cache])
     assert (forward_rows, result.n_computed) == ([], 0)
