@@ -240,7 +240,6 @@ class Trainer:
                 tally.add(self._step(pixels, draw_B.numpy(), plan, epoch * n_batches + number, total_steps))
                 if together is None:  # else all stop at the same step
                     self._check_interrupt()
-                self._check_interrupt()
         trained_s = time.perf_counter() - started
         found = self._validate(self._learner.average, self._check_interrupt)
         if not (found.is_finite() and self._learner.is_finite()):
