@@ -8,6 +8,7 @@ cache. Never decides what is run. Run: softlabel train DATA t.h5 -o RUNS --seeds
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import multiprocessing
@@ -151,7 +152,8 @@ class _ToParent(QueueHandler):
     def send_last(self, error: BaseException) -> None:
         """What ended the run; of an error that cannot be sent, its words."""
         try:
-            pickle.loads(pickle.dumps(error))
+            copy.copy(error)  # made anew as the other process will have to
+            pickle.dumps(error)
         except (TypeError, AttributeError, pickle.PicklingError):
             error = RunError(str(error))
         with self.lock or contextlib.nullcontext():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ Groups = dict[str, TeacherTargets]
 
 
 @pytest.fixture(scope="module")
-def groups(tiny_data: Path, tiny_cache: Path) -> Groups:
-    """30 train images of 3 views each, 15 that validate."""
+def groups(tiny_data: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Groups:
+    """30 train images of 3 views each, 15 that validate; nothing lies beside the cache."""
+    cache = shutil.copy(tiny_cache, tmp_path_factory.mktemp("alone") / "t.h5")
     images = scan_data(tiny_data)
     of_split = {split: images.of_split(split) for split in ("train", "val")}
-    return dict(pipeline.joining.join(CacheReader(tiny_cache), of_split, [str(tiny_data)], images.classes))
+    return dict(pipeline.joining.join(CacheReader(cache), of_split, [str(tiny_data)], images.classes))
 
 
 def chosen(

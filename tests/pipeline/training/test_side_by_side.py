@@ -21,6 +21,12 @@ log = logging.getLogger("pipeline.test_side_by_side")
 LATER, FAILS, KILLED, WAITS = "later", "fails", "killed", "waits"
 
 
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new processes import `act` from here, by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])
+
+
 def jobs(*whats: str, folder: Path) -> list[Job]:
     """Runs that do what they are called."""
     return [
