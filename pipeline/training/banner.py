@@ -57,7 +57,8 @@ def banner(
         of_task = f"{task}: " if len(lessons.tasks) > 1 else ""
         listed = ", ".join(counts[:_N_NAMED]) + (", ..." if len(counts) > _N_NAMED else "")
         yield printable(f"classes  {of_task}{listed}")
-    yield f"runs on  {process.line()}; batches of {config.batch_size}, {workers} loader processes"
+    loaders = f", {workers} loader processes" if workers else ""
+    yield f"runs on  {process.line()}; batches of {config.batch_size}{loaders}"
 
 
 def _caches(union: CacheUnion) -> str:

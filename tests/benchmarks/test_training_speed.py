@@ -12,13 +12,24 @@ import pytest
 LoadScript = Callable[[str], Any]
 
 
-def test_a_step_with_torch_as_it_comes_is_timed(load_script: LoadScript) -> None:
-    """Ours would tune the allocator of the process that runs the tests."""
-    bare_step = load_script("bare_step")
-    assert bare_step.milliseconds(bare_step.plain("shufflenet_v2_x0_5", 32, 2), 1) > 0
+RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_soft_targets_cost_something(run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_step_of_ours_and_one_with_torch_as_it_comes_are_timed(run_script: RunScript) -> None:
+    small = ("--case", "x0.5 at 96 px", "--batch-size", 2, "--rounds", 1, "--seconds", 0.01)
+    done = run_script("bare_step", *small)
+    assert done.returncode == 0, done.stderr
+    assert "| x0.5 at 96 px | torch as it comes |" in done.stdout
+
+
+def test_ranks_are_timed_beside_one_process(run_script: RunScript, tmp_path: Path) -> None:
+    done = run_script("ranks", tmp_path, "--smoke")
+    assert done.returncode == 0, done.stderr
+    assert "| build, views/s |" in done.stdout
+    assert "| train, images/s |" in done.stdout
+
+
+def test_soft_targets_cost_something(run_script: RunScript) -> None:
     done = run_script("soft_target_cost", "--samples", 300, "--batch-size", 16, "--batches", 5, "--rounds", 2)
     assert done.returncode == 0, done.stderr
     assert "| soft targets' extra |" in done.stdout
