@@ -42,7 +42,7 @@ def ours(student: str, size_px: int, batch_size: int, without: str = "") -> Step
         tune_allocator()
     config = TrainConfig(student=student, temperature=TEMPERATURE, alpha=ALPHA, batch_size=batch_size)
     model = build_student(student, N_CLASSES, size_px).train()
-    settings = settle(model, ProcessOptions(), "cpu", "fp32", config.optimizer, size_px)
+    settings = settle(model, ProcessOptions(), "cpu", "fp32", config.optimizer, size_px, batch_size)
     layout = torch.contiguous_format if "channels_last" in without else settings.layout
     fused = settings.fused and "fused" not in without
     tasks = Tasks({"class": tuple(map(str, range(N_CLASSES)))})

@@ -21,7 +21,9 @@ from pipeline.process import allocator_is_tuned
 from pipeline.training.optimisation import is_fused
 from pipeline.training.precision import autocast
 
-_BATCH, _STEPS = 8, 3
+_STEPS = 3
+_FEWEST, _PIXELS = 8, 64 * 96**2
+"""Of a timed step: fewer images, or smaller ones, split so badly that two threads seem no faster than one."""
 _WORTH = 1.1
 """So much faster must more threads be: a gain below is noise, and other processes have a use for the cores."""
 
@@ -47,8 +49,10 @@ class ProcessSettings:
     device: str
     precision: str
     threads: int
+    n_timed: int
+    """Images of a step that was timed."""
     timed_ms: Mapping[int, float]
-    """Number of threads -> milliseconds of a step of 8 images, where that was timed."""
+    """Number of threads -> milliseconds of such a step, where that was timed."""
     layout: torch.memory_format
     fused: bool
     allocator: bool
@@ -57,7 +61,7 @@ class ProcessSettings:
     def line(self) -> str:
         """All of it, and what switches it off."""
         others = ", ".join(f"{ms:.0f} ms with {n}" for n, ms in self.timed_ms.items() if n != self.threads)
-        timed = f" ({self.timed_ms[self.threads]:.0f} ms for {_BATCH} images, {others})" if others else ""
+        timed = f" ({self.timed_ms[self.threads]:.0f} ms for {self.n_timed} images, {others})" if others else ""
         on = [
             name for name, is_on in {
                 "channels_last": self.layout == torch.channels_last, "fused optimizer": self.fused,
@@ -71,18 +75,20 @@ class ProcessSettings:
 
 
 def settle(
-    model: nn.Module, options: ProcessOptions, device: str, precision: str, optimizer: str, size_px: int
+    model: nn.Module, options: ProcessOptions, device: str, precision: str, optimizer: str, size_px: int,
+    batch_size: int,
 ) -> ProcessSettings:  # fmt: skip
     """Choose, and set the number of threads of this process; the model and all random numbers stay as they are."""
     layout = memory_format(device, model) if options.tuned else torch.contiguous_format
-    timed_ms: dict[int, float] = {}
+    n_timed, timed_ms = max(_FEWEST, min(batch_size, _PIXELS // size_px**2)), dict[int, float]()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     elif options.tuned and device == "cpu" and len(candidates := _candidates(torch.get_num_threads())) > 1:
-        timed_ms = _timed(model, layout, precision, size_px, candidates)
+        timed_ms = _timed(model, layout, precision, (n_timed, size_px), candidates)
         torch.set_num_threads(chosen(timed_ms))
     return ProcessSettings(
-        device=device, precision=precision, threads=torch.get_num_threads(), timed_ms=timed_ms, layout=layout,
+        device=device, precision=precision, threads=torch.get_num_threads(), n_timed=n_timed,
+        timed_ms=timed_ms, layout=layout,
         fused=options.tuned and is_fused(optimizer, device, precision), allocator=allocator_is_tuned(),
     )  # fmt: skip
 
@@ -99,12 +105,13 @@ def _candidates(n_threads: int) -> list[int]:
 
 
 def _timed(
-    model: nn.Module, layout: torch.memory_format, precision: str, size_px: int, candidates: Sequence[int]
+    model: nn.Module, layout: torch.memory_format, precision: str, shape: tuple[int, int], candidates: Sequence[int]
 ) -> dict[int, float]:
     """Milliseconds of a step of a copy, the best of a few: other work makes it slower, nothing makes it faster."""
     before = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(_BATCH, 3, size_px, size_px, generator=generator).to(memory_format=layout)
+    n_images, size_px = shape
+    pixels = torch.randn(n_images, 3, size_px, size_px, generator=generator).to(memory_format=layout)
     try:
         with torch.random.fork_rng(devices=[]):  # dropout draws
             trial: Any = copy.deepcopy(model)

@@ -107,7 +107,9 @@ class Trainer:
         weights_K = class_weights(config.class_weights, labels_NT, tasks)
         offsets_K = logit_offsets(config.logit_adjustment, labels_NT, tasks)
         precision = resolve_precision(config.precision, device)
-        self._process = settle(model, process, device, precision, config.optimizer, config.student_size_px)
+        self._process = settle(
+            model, process, device, precision, config.optimizer, config.student_size_px, config.batch_size
+        )
         self._learner = Learner(
             model.to(device=device, memory_format=self._process.layout),  # type: ignore[call-overload]
             config, device, tasks, fused=self._process.fused,

@@ -21,8 +21,8 @@ Told = Callable[..., TeacherTargets]
 
 
 PROCESS = ProcessSettings(
-    device="cpu", precision="fp32", threads=2, timed_ms={1: 19.4, 2: 12.2}, layout=torch.channels_last, fused=True,
-    allocator=True,
+    device="cpu", precision="fp32", threads=2, n_timed=8, timed_ms={1: 19.4, 2: 12.2}, layout=torch.channels_last,
+    fused=True, allocator=True,
 )  # fmt: skip
 
 

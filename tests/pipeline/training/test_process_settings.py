@@ -27,7 +27,7 @@ def model() -> nn.Module:
 
 
 def settled(model: nn.Module, options: ProcessOptions) -> process_settings.ProcessSettings:
-    return settle(model, options, "cpu", "fp32", "adamw", 8)
+    return settle(model, options, "cpu", "fp32", "adamw", 8, 16)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_threads_are_timed_on_a_copy_and_no_random_number_is_lost(
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert " ms for 8 images, " in found.line()
+    assert " ms for 16 images, " in found.line()
 
 
 def test_where_the_user_or_the_environment_has_said_how_many_nothing_is_timed(model: nn.Module) -> None:
