@@ -21,7 +21,7 @@ from pipeline.process import allocator_is_tuned
 from pipeline.training.optimisation import is_fused
 from pipeline.training.precision import autocast
 
-_STEPS = 3
+_STEPS = 2
 _FEWEST, _PIXELS = 8, 64 * 96**2
 """Of a timed step: fewer images, or smaller ones, split so badly that two threads seem no faster than one."""
 _WORTH = 1.1
@@ -116,6 +116,7 @@ def _timed(
         with torch.random.fork_rng(devices=[]):  # dropout draws
             trial: Any = copy.deepcopy(model)
             trial = trial.to(memory_format=layout).train()
+            _step_ms(trial, pixels, precision, candidates[-1])  # the first one makes the heap grow
             return {n: min(_step_ms(trial, pixels, precision, n) for _ in range(_STEPS)) for n in candidates}
     finally:
         torch.set_num_threads(before)
